@@ -1,0 +1,1 @@
+"""Find images and videos from text in any language."""

@@ -1,0 +1,155 @@
+"""What passes from room to room: items and captions, batches, encoder outputs, loss terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Origin: TypeAlias = Literal["human", "mt", "back"]
+Terms: TypeAlias = "dict[str, Tensor]"
+"""Unweighted loss terms by name, each a float32 scalar over the global batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence about an item.
+
+    Args:
+        id: unique in its manifest.
+        lang: BCP 47 code, such as `de` or `zh-Hant`.
+        origin: `human` (written or translated by a person), `mt` (machine translation) or
+            `back` (machine translation back into the source language).
+        of: the id of the caption that this one was made from.
+        engine: the machine that made it, for `mt` and `back`.
+        noise: the kinds of known corruption in it, where they are known (scenes); the same
+            words as in `xlcm.data.scenes.NOISE_KINDS`.
+    """
+
+    id: str
+    lang: str
+    text: str
+    origin: Origin = "human"
+    of: str | None = None
+    engine: str | None = None
+    noise: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image or video with its captions: a line of the manifest.
+
+    Args:
+        image: path of the image file, absolute or from the manifest's folder.
+        video: path of the video file, likewise.
+        features: key into a feature store.
+        where: `file:line` for messages; empty where there is no file.
+    """
+
+    id: str
+    split: str
+    captions: tuple[Caption, ...]
+    image: str | None = None
+    video: str | None = None
+    features: str | None = None
+    where: str = ""
+
+
+class _Movable:
+    """Tensors that travel to a device together, nested or not."""
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> Any:
+        """Return a copy whose tensors are on `device`."""
+        return replace(  # type: ignore[type-var]
+            self,
+            **{
+                f.name: _move(getattr(self, f.name), device, non_blocking)
+                for f in fields(self)  # type: ignore[arg-type]
+            },
+        )
+
+    def pin_memory(self) -> Any:
+        """Return a copy in page-locked memory; the loader calls it when it feeds a GPU."""
+        return replace(  # type: ignore[type-var]
+            self,
+            **{f.name: _pin(getattr(self, f.name)) for f in fields(self)},  # type: ignore[arg-type]
+        )
+
+
+def _move(value: Any, device: Any, non_blocking: bool) -> Any:
+    if isinstance(value, dict):
+        return {key: _move(inner, device, non_blocking) for key, inner in value.items()}
+    return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+
+
+def _pin(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _pin(inner) for key, inner in value.items()}
+    return value.pin_memory() if hasattr(value, "pin_memory") else value
+
+
+@dataclass(slots=True)
+class TextBatch(_Movable):
+    """Tokenised captions, padded to the longest of them.
+
+    Args:
+        ids: `(b, L)` int64 token ids.
+        mask: `(b, L)` bool, true on real tokens.
+        langs: `b` BCP 47 codes.
+        cut: how many captions were longer than the tower takes and lost their end.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    langs: tuple[str, ...] = ()
+    cut: int = 0
+
+
+@dataclass(slots=True)
+class Visual(_Movable):
+    """Images, or frames, regions or vectors that another model computed.
+
+    Args:
+        pixels: `(b, 3, H, W)` uint8 in 0..255; the image encoder normalises on the device.
+        features: `(b, D)` pooled, or `(b, T, D)` frames or regions, float.
+        mask: `(b, T)` bool for the latter, true on real rows.
+    """
+
+    pixels: Tensor | None = None
+    features: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Batch(_Movable):
+    """One process's rows of a global batch.
+
+    Args:
+        ids: `(b,)` int64, the visual item of each row; equal ids are never negatives of
+            one another.
+        visual: None in a text-only stream.
+        text: view name (`source`, `target`, `back`, ...) -> captions.
+        names: `b` item ids as written in the manifest, for messages.
+    """
+
+    ids: Tensor
+    visual: Visual | None = None
+    text: dict[str, TextBatch] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What an encoder returns, before any head.
+
+    Args:
+        pooled: `(b, D)`.
+        tokens: `(b, L, D)`, where the encoder has them.
+        mask: `(b, L)` bool; None when every token is real.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
