@@ -214,7 +214,7 @@ def _explain_lines(error: ValidationError, schema: type[BaseModel]) -> list[tupl
                 lines.append((f"{key}.{inner}".strip("."), text))
         elif fault["type"] == "extra_forbidden":
             known = _keys_at(schema, fault["loc"][:-1])
-            hint = nearest(fault["loc"][-1], known) or (
+            hint = nearest(str(fault["loc"][-1]), known) or (
                 f"; allowed: {', '.join(known)}" if known else ""
             )
             lines.append((key, "unknown key '{key}'" + _braces(hint)))

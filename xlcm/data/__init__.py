@@ -1,1 +1,1 @@
-
+"""From captions and images on disk to batches."""

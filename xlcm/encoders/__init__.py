@@ -1,1 +1,1 @@
-
+"""Towers: image and text encoders, their tokenizers, poolings and heads."""

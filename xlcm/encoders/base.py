@@ -43,7 +43,7 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     def load_weights(self) -> None:
-        """Replace random weights by the pretrained ones that the config names; once, after building.
+        """Replace random weights by the pretrained ones that the config names.
 
         Raises:
             FileNotFoundError: naming the file that was expected and where.

@@ -1,1 +1,1 @@
-
+"""Ranks, metrics with intervals, reports and plots; knows only embeddings."""

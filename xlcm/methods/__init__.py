@@ -1,1 +1,1 @@
-
+"""One published method a file: encoders and losses put together."""

@@ -1,1 +1,1 @@
-
+"""What is kept, saved and searched with: encoders with heads."""
