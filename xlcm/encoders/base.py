@@ -124,6 +124,10 @@ class Tokenizer(Protocol):
         """Return the number of tokens of each text, special ones included, before any cut."""
         ...
 
+    def spec(self) -> dict[str, Any]:
+        """Return the config (with `name`) that opens it again."""
+        ...
+
     def save(self, folder: str) -> dict[str, Any]:
         """Write all files into `folder`; return the spec that reads them (paths from `folder`)."""
         ...
