@@ -1,0 +1,145 @@
+"""Ranks of the right answers in both directions, by counting, in tiles of the score matrix.
+
+How exact counting survives floating point. A matrix product may give the same pair another last
+bit when the tile has another size, and a separate inner product of the right pair differs again,
+so "greater than the right one" must not hang on float32 bits. Here the float32 tile decides only
+what is clear: a score farther from the right one than the rounding error of the product can
+reach. The few pairs within that band (about one in 10^5) are decided by their inner product in
+float64. Hence the ranks depend on the embeddings alone: not on tile size, threads or device, and
+duplicated embeddings tie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlcm.evaluation.tiles import Scores, TopK, count_ahead
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks from 1 on, on the CPU, float64 because ties give halves.
+
+    Args:
+        text_to_image: `(M,)` rank of a caption's image among the N images:
+            1 + number of greater scores + half the number of equal ones.
+        image_to_text: `(Q,)` best rank of an image's right captions among the M captions:
+            1 + wrong captions with a greater score + half the wrong ones with an equal score.
+            Right captions never count against one another.
+        average_precision: `(Q,)` of an image's captions, in [0, 1].
+        images: `(Q,)` the images that have a caption, ascending; the queries of image to text.
+        caption_image: `(M,)` the right image of each caption.
+        gallery: N, the number of images.
+        top_images: for each caption the best images, where `top_k` was asked for.
+        top_captions: for each of the N images the best captions, likewise.
+    """
+
+    text_to_image: Tensor
+    image_to_text: Tensor
+    average_precision: Tensor
+    images: Tensor
+    caption_image: Tensor
+    gallery: int
+    top_images: TopK | None = None
+    top_captions: TopK | None = None
+
+
+def retrieval_ranks(
+    image: Tensor,
+    text: Tensor,
+    caption_image: Tensor,
+    *,
+    top_k: int = 0,
+    tile: tuple[int, int] = (512, 4096),
+) -> Ranks:
+    """Rank every right answer in both directions with one matrix product a tile.
+
+    Memory beyond the embeddings is a few tiles, whatever N and M are. A score is the inner
+    product, so cosine similarity wants L2-normalised rows. Other types than float32 are ranked
+    by their float32 values (and copied once).
+
+    Args:
+        image: `(N, d)`, on any device.
+        text: `(M, d)`, on the same device.
+        caption_image: `(M,)` integers in [0, N): the image that each caption describes. Images
+            without a caption stay in the gallery as wrong answers.
+        top_k: how many of the best answers to keep for each query; cut to the gallery.
+        tile: images x captions whose scores exist at one time; any size gives the same ranks.
+
+    Raises:
+        ValueError: for NaN or infinity (says how many rows of which tensor), or shapes and
+            indices that don't fit.
+    """
+    _check(image, text, caption_image, top_k, tile)
+    owner = caption_image.to(image.device, torch.int64)
+    scores = Scores(image.detach().float(), text.detach().float(), owner, tile=tile)
+    counted = count_ahead(scores, top_k=top_k)
+    owner = owner.cpu()
+    images, best, precision = _by_image(owner, counted.captions_ahead.cpu())
+    return Ranks(
+        text_to_image=1.0 + counted.images_ahead.cpu(),
+        image_to_text=1.0 + best,
+        average_precision=precision,
+        images=images,
+        caption_image=owner,
+        gallery=image.shape[0],
+        top_images=counted.top_images,
+        top_captions=counted.top_captions,
+    )
+
+
+def _by_image(owner: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the captioned images, wrong captions before their best one, average precision.
+
+    The right captions of an image in order of score are its hits 1, 2, ...; hit h with w wrong
+    captions ahead has precision h / (h + w), and the average precision is the mean over hits.
+    """
+    order = torch.argsort(ahead, stable=True)
+    order = order[torch.argsort(owner[order], stable=True)]  # by image, then by score
+    images, counts = torch.unique_consecutive(owner[order], return_counts=True)
+    starts = counts.cumsum(0) - counts
+    hit = torch.arange(1, len(order) + 1) - starts.repeat_interleave(counts)
+    precision = hit / (hit + ahead[order])
+    total = torch.zeros(len(images), dtype=torch.float64)
+    total.index_add_(0, torch.arange(len(images)).repeat_interleave(counts), precision)
+    return images, ahead[order][starts], total / counts
+
+
+def _check(
+    image: Tensor, text: Tensor, caption_image: Tensor, top_k: int, tile: tuple[int, int]
+) -> None:
+    for name, rows in (("image", image), ("text", text)):
+        if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
+            raise ValueError(
+                f"{name} embeddings must be floats of shape (rows, width), at least one row; "
+                f"got {rows.dtype} {tuple(rows.shape)}"
+            )
+    if image.shape[1] != text.shape[1]:
+        raise ValueError(
+            f"image embeddings have width {image.shape[1]}, text embeddings {text.shape[1]}: "
+            "were they made by the same model?"
+        )
+    if image.device != text.device:
+        raise ValueError(f"image embeddings are on {image.device}, text on {text.device}")
+    if caption_image.shape != text.shape[:1] or caption_image.is_floating_point():
+        raise ValueError(
+            f"caption_image must hold one integer for each of the {len(text)} captions, got "
+            f"{caption_image.dtype} {tuple(caption_image.shape)}"
+        )
+    low, high = int(caption_image.min()), int(caption_image.max())
+    if low < 0 or high >= len(image):
+        raise ValueError(
+            f"caption_image must lie in [0, {len(image)}), the images given; found {low} to {high}"
+        )
+    if top_k < 0 or min(tile) < 1:
+        raise ValueError(f"need top_k >= 0 and tile sides >= 1, got {top_k} and {tile}")
+    for name, rows in (("image", image), ("text", text)):
+        bad = sum(int((~chunk.isfinite()).any(dim=1).sum()) for chunk in rows.split(4096))
+        if bad:
+            raise ValueError(
+                f"{bad} of {len(rows)} rows of the {name} embeddings hold NaN or infinity; "
+                "such a model has no ranks"
+            )
