@@ -1,0 +1,55 @@
+"""Symmetric InfoNCE between images and texts, with several right answers a row."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from xlcm.distributed import gather
+from xlcm.losses.base import PairLoss, full_precision
+
+
+class InfoNCELoss(PairLoss):
+    """Cross-entropy from each image to the texts of all processes, and from each text back.
+
+    Rows that share a `group` (captions of one image, in any language) share the target mass: they
+    are right answers and not false negatives. The value is the mean over local rows and over
+    the two directions, in [0, inf); ln(columns) when all similarities are equal.
+
+    Args:
+        label_smoothing: share of the target mass that is spread over all columns alike.
+
+    Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3; several right answers
+    as in L_out of Khosla et al. 2020, https://arxiv.org/abs/2004.11362, equation 2.
+    """
+
+    def __init__(self, *, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+
+    @full_precision
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        *,
+        group: Tensor,
+        scale: Tensor | float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean loss of this process's rows; arguments as in `PairLoss.forward`."""
+        self.check(image, text, group, bias)
+        right = (group[:, None] == gather(group)).to(image.dtype)
+        target = right / right.sum(dim=1, keepdim=True)  # each row finds itself: never 0 / 0
+        to_text = self._cross_entropy(scale * image, gather(text), target)
+        to_image = self._cross_entropy(scale * text, gather(image), target)
+        return (to_text + to_image) / 2
+
+    def _cross_entropy(self, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
+        logits = rows @ columns.T
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)

@@ -1,0 +1,96 @@
+"""The protocol that training knows of a method: encode each row, then losses over all rows."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from xlcm.registry import nearest
+from xlcm.types import Batch, Terms, TextBatch, Visual
+
+
+class Retriever(Protocol):
+    """What a method with two towers asks of a model; `DualEncoder` has it."""
+
+    @property
+    def scale(self) -> Tensor:
+        """The inverse temperature, `()`."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A constant on the similarities, `()`, or None."""
+        ...
+
+    def embed_visual(self, visual: Visual) -> Tensor:
+        """Return `(b, D)`, L2-normalised."""
+        ...
+
+    def embed_text(self, text: TextBatch) -> Tensor:
+        """Return `(b, D)`, L2-normalised."""
+        ...
+
+
+class Method(nn.Module):
+    """One way to train a retriever: encoders and losses put together.
+
+    A subclass takes the retriever as its positional argument (code hands it over) and its options
+    as keyword-only ones (a config may set them), fills `weights` and writes `encode` and `losses`.
+    `encode` works row by row and `losses` over the global batch: from this come equal gradients
+    on any number of processes, gradient caching, and losses that can be tested on bare tensors.
+
+    Args:
+        retriever: what is trained, kept, saved and evaluated.
+
+    Attributes:
+        views: names of the captions that it needs; an instance may need fewer than its class.
+        cacheable: whether `losses` only reads what `encode` returned and the retriever's
+            temperature and bias. A method that runs towers again in `losses` says False, and
+            gradient caching refuses it.
+        weights: factor of each term in the total.
+    """
+
+    views: tuple[str, ...] = ()
+    cacheable: ClassVar[bool] = True
+    weights: dict[str, float]
+    retriever: Any
+
+    def __init__(self, retriever: Any) -> None:
+        super().__init__()
+        self.retriever = retriever
+        self.weights = {}
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """Return named tensors `(b, ...)`, each row computed from its own sample only."""
+        raise NotImplementedError
+
+    def losses(self, encoded: dict[str, Tensor]) -> Terms:
+        """Return unweighted float32 scalars, one for each name in `weights`.
+
+        Each is this process's share: its mean over processes is the term of the global batch.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Terms:
+        """Return the terms of a batch. Training calls this, so that DDP sees one forward pass."""
+        return self.losses(self.encode(batch))
+
+    def total(self, terms: Terms) -> Tensor:
+        """Return the weighted sum of the terms: what is differentiated.
+
+        Raises:
+            ValueError: if a term has no weight or a weight no term.
+        """
+        who = type(self).__name__
+        for name in terms:
+            if name not in self.weights:
+                hint = nearest(name, self.weights)
+                raise ValueError(
+                    f"{who}: term {name!r} has no weight{hint} (weights: {list(self.weights)})"
+                )
+        missing = [name for name in self.weights if name not in terms]
+        if missing or not terms:
+            raise ValueError(f"{who}: no term for the weights {missing}; got {list(terms)}")
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
