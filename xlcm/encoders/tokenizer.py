@@ -6,27 +6,22 @@ the closing special token and count it, and can be pickled into a loader's worke
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
-import sentencepiece
 import tokenizers as hf_tokenizers
-import torch
 from pydantic import Field
 
 from xlcm.config import check_part
+from xlcm.encoders.tokenizer_sentencepiece import SentencePieceTokenizer, pad
 from xlcm.registry import tokenizers
 from xlcm.types import TextBatch
 
-log = logging.getLogger(__name__)
+__all__ = ["HFTokenizer", "SentencePieceTokenizer", "prepare_tokenizer"]
 
-MODEL_FILE = "sentencepiece.model"
 # roles of special tokens and how the usual vocabularies spell them
 SPELLINGS = {
     "pad_token": ("[PAD]", "<pad>", "<|pad|>"),
@@ -44,6 +39,7 @@ class HFTokenizer:
     Args:
         path: hub id, local folder, `tokenizer.json`, or the `vocab.txt` of a BERT.
         max_tokens: longest input, special tokens included.
+        revision: of the repository on the hub.
         prefix: put in front of every text; multilingual E5 wants `"query: "`.
         lowercase: for a bare `vocab.txt` only; other files say it themselves.
 
@@ -59,6 +55,7 @@ class HFTokenizer:
         *,
         path: str,
         max_tokens: Annotated[int, Field(ge=3)] = 64,
+        revision: str | None = None,
         prefix: str = "",
         lowercase: bool = False,
     ) -> None:
@@ -66,15 +63,22 @@ class HFTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.path = path
         self.max_tokens = max_tokens
+        self.revision = revision
         self.prefix = prefix
         self.lowercase = lowercase
-        self._backend, self.special_tokens = _open(path, lowercase)
+        self._backend, self.special_tokens = _open(path, revision, lowercase)
         self._backend.no_padding()
         self._backend.no_truncation()
         self._words_only()
         self.vocab_size = _largest_id(self._backend) + 1
         # an id that the mask hides, so any will do where the vocabulary has no padding token
-        self.pad_id = self._backend.token_to_id(self.special_tokens.get("pad_token", "")) or 0
+        self.pad_id = self._id("pad_token") or 0
+        self.bos_id = self._id("bos_token", "cls_token")
+        self.eos_id = self._id("eos_token", "sep_token")
+
+    def _id(self, *roles: str) -> int | None:
+        named = [self.special_tokens[role] for role in roles if role in self.special_tokens]
+        return self._backend.token_to_id(named[0]) if named else None
 
     def _words_only(self) -> None:
         self._backend.encode_special_tokens = True  # a caption that says "[SEP]" is only text
@@ -108,6 +112,7 @@ class HFTokenizer:
             "name": "hf",
             "path": self.path,
             "max_tokens": self.max_tokens,
+            "revision": self.revision,
             "prefix": self.prefix,
             "lowercase": self.lowercase,
         }
@@ -124,174 +129,7 @@ class HFTokenizer:
         }
         text = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-        return {**self.spec(), "path": "."}
-
-
-class SentencePieceTokenizer:
-    """Word pieces trained on your own captions, or a sentencepiece model that exists.
-
-    A new model has ids 0 `<pad>`, 1 `<unk>`, 2 `<s>`, 3 `</s>`, then 256 bytes, so that a script
-    that training never saw is still read.
-
-    Args:
-        path: a `.model` file, or a folder with one; None: to be trained, see `train`.
-        max_tokens: longest input, special tokens included.
-        vocab_size: pieces to train, bytes included; an existing model has its own number.
-        kind: how the pieces are found.
-        coverage: share of the characters of the text that get a piece of their own; the rest
-            is spelled in bytes.
-        bos: open every text with `<s>`, where the model has it.
-        eos: close every text with `</s>`, where the model has it.
-
-    Raises:
-        FileNotFoundError: if there is no model at `path`.
-
-    Source: Kudo 2018, https://arxiv.org/abs/1804.10959 (unigram); Kudo and Richardson 2018,
-    https://arxiv.org/abs/1808.06226 (the program).
-    """
-
-    def __init__(
-        self,
-        *,
-        path: str | None = None,
-        max_tokens: Annotated[int, Field(ge=3)] = 64,
-        vocab_size: Annotated[int, Field(gt=0)] = 8000,
-        kind: Literal["unigram", "bpe"] = "unigram",
-        coverage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9995,
-        bos: bool = True,
-        eos: bool = True,
-    ) -> None:
-        self.path = path
-        self.max_tokens = max_tokens
-        self.vocab_size = vocab_size
-        self.pad_id = 0
-        self.kind: Literal["unigram", "bpe"] = kind
-        self.coverage = coverage
-        self.bos = bos
-        self.eos = eos
-        self._proto = b""
-        self._read(_model_file(Path(path)).read_bytes() if path is not None else b"")
-
-    @property
-    def needs_training(self) -> bool:
-        """Whether it still has no pieces: no `path` was given and `train` was not called."""
-        return not self._proto
-
-    def train(self, texts: Iterable[str]) -> SentencePieceTokenizer:
-        """Find the pieces of these texts, in memory; the same texts give the same pieces.
-
-        Where the text has fewer pieces than `vocab_size` there are fewer, with a word in the log.
-
-        Args:
-            texts: captions in all languages, read once.
-
-        Raises:
-            ValueError: if there is no text, or more characters than pieces.
-        """
-        written = io.BytesIO()
-        lines = (" ".join(text.split()) for text in texts)  # sentencepiece reads lines
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(line for line in lines if line),
-                model_writer=written,
-                vocab_size=self.vocab_size,
-                model_type=self.kind,
-                character_coverage=self.coverage,
-                byte_fallback=True,
-                hard_vocab_limit=False,
-                max_sentence_length=65536,  # bytes; the default drops long lines in silence
-                pad_id=0, unk_id=1, bos_id=2, eos_id=3,
-                num_threads=1,  # several don't add up in a fixed order
-                minloglevel=2,
-            )  # fmt: skip
-        except RuntimeError as error:
-            raise ValueError(self._explain(str(error))) from error
-        wanted = self.vocab_size
-        self._read(written.getvalue())
-        if self.vocab_size < wanted:
-            log.warning("the text has only %d of %d word pieces", self.vocab_size, wanted)
-        return self
-
-    def _explain(self, fault: str) -> str:
-        if "sentences_.empty()" in fault:
-            return "no text to train a tokenizer on: every caption is empty, or there is none"
-        if "required_chars" in fault:
-            needed = fault.partition(" vs ")[2].partition(".")[0]
-            return (
-                f"vocab_size={self.vocab_size} is too small for this text, whose characters and "
-                f"bytes alone are {needed} pieces; raise vocab_size or lower coverage "
-                f"(now {self.coverage})"
-            )
-        return f"sentencepiece can't be trained: {fault}"
-
-    def _read(self, proto: bytes) -> None:
-        self._proto = proto
-        if not proto:
-            return
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        self.vocab_size = self._processor.get_piece_size()
-        self.pad_id = max(self._processor.pad_id(), 0)  # masked, so any id will do
-        opening, closing = self._processor.bos_id(), self._processor.eos_id()
-        self._opening = [opening] if self.bos and opening >= 0 else []
-        self._closing = [closing] if self.eos and closing >= 0 else []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_processor"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._read(self._proto)
-
-    def __call__(self, texts: Sequence[str], langs: Sequence[str] = ()) -> TextBatch:
-        """Return ids `(b, L)`, mask `(b, L)`, the languages and the number of cut texts."""
-        room = self.max_tokens - len(self._opening_and_closing())
-        rows, cut = [], 0
-        for pieces in self._pieces(texts):
-            cut += len(pieces) > room
-            rows.append([*self._opening, *pieces[:room], *self._closing])
-        return pad(rows, self.pad_id, langs, cut)
-
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text, special ones included, before any cut."""
-        extra = len(self._opening_and_closing())
-        return [len(pieces) + extra for pieces in self._pieces(texts)]
-
-    def _opening_and_closing(self) -> list[int]:
-        if self.needs_training:
-            raise ValueError(
-                "this sentencepiece tokenizer has no pieces yet: train it with .train(captions), "
-                "make one with `xlcm data train-tokenizer`, or give the `path` of a model"
-            )
-        return self._opening + self._closing
-
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        pieces = self._processor.encode(list(texts), num_threads=1)
-        if self._opening or self._closing:
-            return pieces
-        return [p or [max(self._processor.unk_id(), 0)] for p in pieces]  # never an empty row
-
-    def spec(self) -> dict[str, Any]:
-        """Return the config that opens it again, `name` included."""
-        return {
-            "name": "sentencepiece",
-            "path": self.path,
-            "max_tokens": self.max_tokens,
-            "vocab_size": self.vocab_size,
-            "kind": self.kind,
-            "coverage": self.coverage,
-            "bos": self.bos,
-            "eos": self.eos,
-        }
-
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        """Write `sentencepiece.model`; return the spec that reads it, `path` from `folder`."""
-        self._opening_and_closing()  # complains where there is nothing to save
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{MODEL_FILE}.{os.getpid()}"  # several processes may save the same
-        aside.write_bytes(self._proto)
-        os.replace(aside, folder / MODEL_FILE)
-        return {**self.spec(), "path": MODEL_FILE}
+        return {**self.spec(), "path": ".", "revision": None}
 
 
 def prepare_tokenizer(
@@ -321,38 +159,16 @@ def prepare_tokenizer(
     return {**model_spec, "text": {**text, "tokenizer": trained}}
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int, langs: Sequence[str], cut: int) -> TextBatch:
-    """Return rows of ids as one batch, padded on the right to the longest."""
-    counts = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    mask = np.arange(counts.max(initial=0)) < counts[:, None]
-    ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    ids[mask] = np.fromiter((i for row in rows for i in row), dtype=np.int64, count=counts.sum())
-    return TextBatch(torch.from_numpy(ids), torch.from_numpy(mask), tuple(langs), cut)
-
-
 # -- opening files ------------------------------------------------------------------------------
 
 
-def _model_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.model")) if path.is_dir() else []
-    named = [p for p in found if p.name == MODEL_FILE]
-    if named or len(found) == 1:
-        return (named or found)[0]
-    what = f"{len(found)} .model files in" if path.is_dir() else "no sentencepiece model at"
-    raise FileNotFoundError(
-        f"{what} {path}; expected a .model file, or a folder with {MODEL_FILE} in it. Leave "
-        "`path` out to have one trained on the training captions"
-    )
-
-
-def _open(path: str, lowercase: bool) -> tuple[hf_tokenizers.Tokenizer, dict[str, str]]:
+def _open(
+    path: str, revision: str | None, lowercase: bool
+) -> tuple[hf_tokenizers.Tokenizer, dict[str, str]]:
     """Return the fast tokenizer and its special tokens by role."""
     here = Path(path)
     if here.is_file() and here.suffix == ".txt":
         bert = hf_tokenizers.BertWordPieceTokenizer(str(here), lowercase=lowercase)
-        # BERT's own rule, which this class ties to lower-casing unless told
         backend = bert._tokenizer
         return backend, _roles(backend, {})
     if here.is_file():
@@ -363,14 +179,16 @@ def _open(path: str, lowercase: bool) -> tuple[hf_tokenizers.Tokenizer, dict[str
     if generic and (here / "tokenizer.json").is_file():
         backend = hf_tokenizers.Tokenizer.from_file(str(here / "tokenizer.json"))
         return backend, _roles(backend, settings)
-    return _open_with_transformers(path)
+    return _open_with_transformers(path, revision)
 
 
-def _open_with_transformers(path: str) -> tuple[hf_tokenizers.Tokenizer, dict[str, str]]:
+def _open_with_transformers(
+    path: str, revision: str | None
+) -> tuple[hf_tokenizers.Tokenizer, dict[str, str]]:
     from transformers import AutoTokenizer
 
     try:
-        wrapper = AutoTokenizer.from_pretrained(path)
+        wrapper = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"no tokenizer to be had from {path!r}: expected a hub id, a folder with "
