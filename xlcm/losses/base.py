@@ -49,7 +49,14 @@ class PairLoss(nn.Module):
         """
         raise NotImplementedError
 
-    def check(self, image: Tensor, text: Tensor, group: Tensor, bias: Tensor | None) -> None:
+    def check(
+        self,
+        image: Tensor,
+        text: Tensor,
+        group: Tensor,
+        scale: Tensor | float,
+        bias: Tensor | None,
+    ) -> None:
         """Raise ValueError for arguments that can't give this loss."""
         if image.ndim != 2 or image.shape != text.shape:
             raise ValueError(
@@ -59,6 +66,8 @@ class PairLoss(nn.Module):
             raise ValueError("a batch without rows has no loss; drop it before the method sees it")
         if group.shape != image.shape[:1]:
             raise ValueError(f"group {tuple(group.shape)} must have one id a row: ({len(image)},)")
+        if isinstance(scale, Tensor) and scale.numel() != 1:
+            raise ValueError(f"scale must be one number for all rows, got {tuple(scale.shape)}")
         if bias is not None and not self.uses_bias:
             raise ValueError(
                 f"{type(self).__name__} can't use the model's bias: a constant added to every "

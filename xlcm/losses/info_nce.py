@@ -43,7 +43,7 @@ class InfoNCELoss(PairLoss):
         bias: Tensor | None = None,
     ) -> Tensor:
         """Return the mean loss of this process's rows; arguments as in `PairLoss.forward`."""
-        self.check(image, text, group, bias)
+        self.check(image, text, group, scale, bias)
         right = (group[:, None] == gather(group)).to(image.dtype)
         target = right / right.sum(dim=1, keepdim=True)  # each row finds itself: never 0 / 0
         to_text = self._cross_entropy(scale * image, gather(text), target)

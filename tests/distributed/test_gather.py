@@ -1,0 +1,221 @@
+"""W processes give the gradients of one; the usual wrong gathers are seen to fail.
+
+An equal loss proves nothing: three of the four wrong variants have it to the last digit.
+"""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import xlcm.losses.info_nce
+import xlcm.losses.triplet
+from xlcm.distributed import gather, local_rows, rank, world
+from xlcm.losses.info_nce import InfoNCELoss
+from xlcm.losses.triplet import TripletLoss
+
+ROWS = 12  # divisible by 1, 2, 3 and 4
+# Uneven: one image with four rows, two with two; every cut into 2, 3 or 4 parts goes through one.
+GROUPS = [0, 1, 2, 0, 3, 1, 0, 4, 5, 6, 5, 0]
+LOSSES = {
+    "info_nce": (InfoNCELoss, {}),
+    "info_nce_smoothed": (InfoNCELoss, {"label_smoothing": 0.1}),
+    **{
+        f"triplet_{negatives}_{reduction}": (
+            TripletLoss,
+            {"negatives": negatives, "reduction": reduction, "margin": 0.5},
+        )
+        for negatives in ("hardest", "semi_hard", "all")
+        for reduction in ("mean", "sum")
+    },
+    "triplet_image_to_text": (TripletLoss, {"direction": "image_to_text"}),
+    "triplet_text_to_image": (TripletLoss, {"direction": "text_to_image"}),
+}
+
+
+# -- the wrong ways, and a right one that costs more ---------------------------------------------
+
+
+def plain(rows: Tensor) -> Tensor:
+    """All rows, without gradient."""
+    return gather(rows.detach())
+
+
+def spliced(rows: Tensor) -> Tensor:
+    """All rows, with gradient for one's own only: backward keeps just its own slice."""
+    everything = list(gather(rows.detach()).chunk(world()))
+    everything[rank()] = rows
+    return torch.cat(everything)
+
+
+def identity(rows: Tensor) -> Tensor:
+    return rows
+
+
+@contextmanager
+def gathering(function):
+    """Let the losses gather with `function`."""
+    with (
+        mock.patch.object(xlcm.losses.info_nce, "gather", function),
+        mock.patch.object(xlcm.losses.triplet, "gather", function),
+    ):
+        yield
+
+
+def local_loss(collect):
+    """Local rows x collected columns."""
+
+    def run(loss, image, text, group, scale):
+        with gathering(collect):
+            return loss(image, text, group=group, scale=scale)
+
+    return run
+
+
+def global_loss(collect):
+    """The whole matrix on every process."""
+
+    def run(loss, image, text, group, scale):
+        with gathering(identity):
+            return loss(collect(image), collect(text), group=gather(group), scale=scale)
+
+    return run
+
+
+VARIANTS = {
+    "right": local_loss(gather),
+    "right_but_costlier": global_loss(gather),
+    "own_slice_only": local_loss(spliced),
+    "no_gradient": local_loss(plain),
+    "own_slice_global_loss": global_loss(spliced),
+    "no_gather": local_loss(identity),
+}
+
+
+# -- one step ------------------------------------------------------------------------------------
+
+
+def step(loss_name: str, variant: str, double: bool) -> dict:
+    """One process's part of a step: towers, loss, backward, gradients averaged as DDP does."""
+    torch.manual_seed(0)
+    dtype = torch.float64 if double else torch.float32
+    towers = nn.ModuleDict({"image": nn.Linear(6, 5), "text": nn.Linear(4, 5)}).to(dtype)
+    log_scale = nn.Parameter(torch.tensor(1.5, dtype=dtype))
+    data = {"image": torch.randn(ROWS, 6).to(dtype), "text": torch.randn(ROWS, 4).to(dtype)}
+    mine = local_rows(ROWS // world())
+    image, text = (
+        nn.functional.normalize(towers[name](data[name][mine]), dim=1) for name in towers
+    )
+    kind, options = LOSSES[loss_name]
+    group = torch.tensor(GROUPS)[mine]
+    loss = VARIANTS[variant](kind(**options), image, text, group, log_scale.exp())
+    loss.backward()
+    out = {"loss": loss.detach().clone()}
+    for name, parameter in [*towers.named_parameters(), ("log_scale", log_scale)]:
+        if parameter.grad is not None:
+            out[name] = parameter.grad
+    for tensor in out.values():
+        if world() > 1:
+            dist.all_reduce(tensor)
+        tensor /= world()
+    return {name: tensor.tolist() for name, tensor in out.items()}
+
+
+def steps(cases: list) -> list[dict]:
+    """Many steps in one job."""
+    return [step(*case) for case in cases]
+
+
+def gaps(found: dict, wanted: dict) -> dict[str, float]:
+    """Relative error of the loss and of each gradient."""
+    assert found.keys() == wanted.keys()
+    errors = {}
+    for name in wanted:
+        one = torch.tensor(wanted[name], dtype=torch.float64)
+        many = torch.tensor(found[name], dtype=torch.float64)
+        assert one.norm() > 0, f"{name} has no gradient to compare"
+        errors[name] = ((many - one).norm() / one.norm()).item()
+    return errors
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
+def test_every_loss_has_the_gradients_of_one_process(processes, number, double):
+    cases = [(name, "right", double) for name in LOSSES]
+    wanted = steps(cases)
+    for found in processes.run(number, steps, cases):
+        for (name, *_), many, one in zip(cases, found, wanted):
+            for tensor, gap in gaps(many, one).items():
+                limit = 1e-13 if double else {"loss": 1e-7}.get(tensor, 1e-6)
+                assert gap <= limit, f"{name}: {tensor} is off by {gap:.1e}"
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_the_gradient_comparison_rejects_wrong_gathers(processes, number):
+    variants = [name for name in VARIANTS if name != "right"]
+    cases = [("info_nce", name, True) for name in variants]
+    wanted = step("info_nce", "right", True)
+    found = dict(zip(variants, processes.run(number, steps, cases)[0]))
+    measured = {name: gaps(result, wanted) for name, result in found.items()}
+    towers = {
+        name: min(gap for key, gap in errors.items() if key not in ("loss", "log_scale"))
+        for name, errors in measured.items()
+    }
+    assert towers.pop("right_but_costlier") < 1e-13
+    assert min(towers.values()) > 0.05, towers  # each mutant, each tensor of both towers
+    # and why the gradients must be compared: the loss of three of them is right
+    same_loss = {name for name, errors in measured.items() if errors["loss"] < 1e-13}
+    assert same_loss == set(VARIANTS) - {"right", "no_gather"}
+
+
+# -- the gather itself ---------------------------------------------------------------------------
+
+
+def gathered() -> dict:
+    rows = torch.arange(4.0).reshape(2, 2) + 10 * rank()
+    flags = torch.tensor([rank() == 0, True])
+    return {
+        "rows": gather(rows).tolist(),
+        "transposed": gather(rows.T).tolist(),
+        "ids": gather(torch.tensor([rank()])).tolist(),
+        "flags": gather(flags).tolist(),
+        "flags_are_bool": gather(flags).dtype == torch.bool,
+        "local": local_rows(2).tolist(),
+    }
+
+
+def test_gather_stacks_rows_in_the_order_of_ranks(processes):
+    for number, result in enumerate(processes.run(3, gathered)):
+        rows = [[0, 1], [2, 3], [10, 11], [12, 13], [20, 21], [22, 23]]
+        assert result["rows"] == rows
+        assert result["transposed"] == [[0, 2], [1, 3], [10, 12], [11, 13], [20, 22], [21, 23]]
+        assert result["ids"] == [0, 1, 2]
+        assert result["flags"] == [True, True, False, True, False, True]
+        assert result["flags_are_bool"]
+        assert result["local"] == [2 * number, 2 * number + 1]
+
+
+def counted() -> dict:
+    image = torch.randn(3, 4, requires_grad=True)
+    text = torch.randn(3, 4, requires_grad=True)
+    with (
+        mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as gathers,
+        mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduces,
+    ):
+        loss = InfoNCELoss()(image, text, group=torch.arange(3), scale=1.0)
+        loss.backward()
+    return {"gathers": gathers.call_count, "reduces": reduces.call_count}
+
+
+def test_info_nce_gathers_each_tower_once(processes):
+    for result in processes.run(2, counted):
+        assert result == {"gathers": 3, "reduces": 2}  # ids, images, texts; and two ways back
+
+
+def test_gather_on_one_process_is_the_tensor_itself():
+    rows = torch.randn(3, 2)
+    assert gather(rows) is rows
+    assert local_rows(3).tolist() == [0, 1, 2]

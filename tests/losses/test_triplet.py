@@ -1,0 +1,147 @@
+"""The triplet loss does what its papers say, and never takes one's own image for a negative."""
+
+import math
+
+import pytest
+import torch
+from pairs import pairs, slow_triplet
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xlcm.losses.triplet import TripletLoss
+
+NEGATIVES = ["hardest", "semi_hard", "all"]
+REDUCTIONS = ["mean", "sum"]
+DIRECTIONS = ["both", "image_to_text", "text_to_image"]
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_triplet_matches_double_loop(negatives, reduction, direction, dtype, tolerance):
+    for seed, margin in ((0, 0.2), (1, 0.9)):
+        image, text, group = pairs(rows=11, dtype=dtype, seed=seed)
+        options = {"negatives": negatives, "reduction": reduction, "direction": direction}
+        loss = TripletLoss(margin=margin, **options)(image, text, group=group)
+        slow = slow_triplet(image, text, group, margin, **options)
+        assert slow > 0
+        assert loss.item() == pytest.approx(slow, rel=tolerance)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_triplet_without_negatives_is_zero_with_zero_gradient(negatives, reduction):
+    for rows in (1, 4):
+        image, text, _ = pairs(rows=rows)
+        inputs = (image.requires_grad_(), text.requires_grad_())
+        group = torch.zeros(rows, dtype=torch.int64)
+        loss = TripletLoss(negatives=negatives, reduction=reduction)(image, text, group=group)
+        assert loss.item() == 0.0
+        assert all((g == 0).all() for g in torch.autograd.grad(loss, inputs))
+
+
+@pytest.mark.parametrize(
+    ("negatives", "reduction", "value"),
+    [
+        ("hardest", "mean", 2 * 0.2),
+        ("hardest", "sum", 2 * 7 * 0.2),
+        ("all", "mean", 2 * 0.2),
+        ("all", "sum", 2 * 7 * 6 * 0.2),
+        ("semi_hard", "mean", 0.0),  # none is less similar than the pair
+    ],
+)
+def test_triplet_of_equal_embeddings_counts_margins(negatives, reduction, value):
+    same = torch.eye(5, dtype=torch.float64)[:1].expand(7, -1)
+    loss = TripletLoss(margin=0.2, negatives=negatives, reduction=reduction)
+    assert loss(same, same, group=torch.arange(7)).item() == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("margin", "negatives", "value"),
+    [(1.0, "hardest", 0.0), (1.3, "hardest", 4.8), (1.3, "semi_hard", 4.8), (1.3, "all", 33.6)],
+)
+def test_triplet_of_a_perfect_match_is_what_the_margin_exceeds(margin, negatives, value):
+    eye = torch.eye(8, dtype=torch.float64)
+    loss = TripletLoss(margin=margin, negatives=negatives, reduction="sum")
+    assert loss(eye, eye, group=torch.arange(8)).item() == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_triplet_never_takes_a_caption_of_the_same_image_for_a_negative(negatives):
+    eye = torch.eye(4, dtype=torch.float64)
+    image = text = eye[[0, 0, 1, 2]]  # rows 0 and 1 show one image and are equally similar
+    loss = TripletLoss(margin=0.2, negatives=negatives)
+    assert loss(image, text, group=torch.tensor([0, 0, 1, 2])).item() == 0.0
+    if negatives != "semi_hard":
+        assert loss(image, text, group=torch.arange(4)).item() > 0.0
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_triplet_gradients_match_finite_differences(negatives, reduction):
+    image, text, group = pairs(rows=4, width=5, seed=3)
+    loss = TripletLoss(margin=0.5, negatives=negatives, reduction=reduction)
+    inputs = (image.requires_grad_(), text.requires_grad_())
+    assert any(g.any() for g in torch.autograd.grad(loss(image, text, group=group), inputs))
+    assert torch.autograd.gradcheck(lambda i, t: loss(i, t, group=group), inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_triplet_under_autocast_is_exactly_that_of_float32(negatives):
+    results = []
+    for enabled in (False, True):
+        image, text, group = pairs(rows=32, width=16, dtype=torch.float32)
+        inputs = (image.requires_grad_(), text.requires_grad_())
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = TripletLoss(negatives=negatives)(image, text, group=group)
+        results.append([loss, *torch.autograd.grad(loss, inputs)])
+    for plain, autocast in zip(*results):
+        assert autocast.dtype == torch.float32
+        assert torch.equal(plain, autocast)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_triplet_shows_a_nan_instead_of_passing_over_it(negatives):
+    image, text, group = pairs()
+    image[3, 2] = math.nan
+    assert math.isnan(TripletLoss(negatives=negatives)(image, text, group=group).item())
+
+
+def test_triplet_refuses_what_it_can_not_compute():
+    image, text, group = pairs()
+    with pytest.raises(ValueError, match="without rows"):
+        TripletLoss()(image[:0], text[:0], group=group[:0])
+    with pytest.raises(ValueError, match="bias would be dropped"):
+        TripletLoss()(image, text, group=group, bias=torch.tensor(1.0))
+    with pytest.raises(ValueError, match="margin"):
+        TripletLoss(margin=-0.1)
+
+
+class Matrices(TorchDispatchMode):
+    """Keep every new float tensor of one shape, forward and backward."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape, self.kept = shape, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            matrix = isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == self.shape
+            if matrix and tensor.is_floating_point():
+                self.kept[tensor.untyped_storage().data_ptr()] = tensor
+        return out
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_triplet_with_one_negative_a_row_makes_one_matrix_a_direction(negatives):
+    image, text, group = pairs(rows=8, width=5)
+    image.requires_grad_()
+    for direction, directions in (("image_to_text", 1), ("both", 2)):
+        loss = TripletLoss(negatives=negatives, direction=direction)
+        with Matrices((8, 8)) as seen:
+            loss(image, text, group=group).backward()
+        if negatives == "all":  # the watch sees more where there are more
+            assert len(seen.kept) > directions
+        else:
+            assert len(seen.kept) == directions

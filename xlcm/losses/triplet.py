@@ -1,0 +1,113 @@
+"""Triplet ranking with a margin: hardest, semi-hard or all negatives of the global batch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from xlcm.distributed import gather
+from xlcm.losses.base import PairLoss, full_precision
+
+Negatives = Literal["hardest", "semi_hard", "all"]
+Direction = Literal["both", "image_to_text", "text_to_image"]
+
+
+class TripletLoss(PairLoss):
+    """A pair must be more similar than its negatives by a margin.
+
+    For a row r with its own column p and a negative column n, the violation is
+    `max(0, margin + s(r, n) - s(r, p))` on cosines s; the scale does not enter. Negatives are the
+    columns of all processes that belong to another `group`. A row without any gives 0.
+
+    Args:
+        margin: between the similarities, in cosine.
+        negatives: which columns count in a row: `hardest`, the most similar negative;
+            `semi_hard`, the most similar one among those less similar than the pair (0 if there
+            is none); `all`, every negative.
+        reduction: `mean`: the mean over rows of the row's mean violation over its counted
+            negatives, in [0, 2 + margin] a direction. `sum`: the sum of the violations over
+            rows and counted negatives of the *global* batch, as the papers have it; the
+            gradient grows with the batch, so a learning rate fits one batch size only.
+        direction: `image_to_text` searches negative texts for each image, `text_to_image` the
+            other way; `both` adds the two.
+
+    Source: Faghri et al. 2018, https://arxiv.org/abs/1707.05612, section 2 (sum of hinges: `all`;
+    max of hinges: `hardest`; both with `sum`, margin 0.2); semi-hard negatives: Schroff et al.
+    2015, https://arxiv.org/abs/1503.03832, section 3.2, whose margin on squared distances is
+    twice the one on cosines. Neither paper excludes other captions of the same image.
+    """
+
+    uses_scale = False
+
+    def __init__(
+        self,
+        *,
+        margin: Annotated[float, Field(ge=0)] = 0.2,
+        negatives: Negatives = "hardest",
+        reduction: Literal["mean", "sum"] = "mean",
+        direction: Direction = "both",
+    ) -> None:
+        super().__init__()
+        if margin < 0:
+            raise ValueError(f"margin must be at least 0, got {margin}")
+        self.margin = margin
+        self.negatives = negatives
+        self.reduction = reduction
+        self.direction = direction
+
+    @full_precision
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        *,
+        group: Tensor,
+        scale: Tensor | float = 1.0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Return this process's share; arguments as in `PairLoss.forward`, `scale` unused.
+
+        Its mean over processes is the loss of the global batch, for `sum` as for `mean`.
+        """
+        self.check(image, text, group, scale, bias)
+        negative = group[:, None] != gather(group)
+        pair = (image * text).sum(dim=1)
+        loss = image.new_zeros(())
+        if self.direction != "text_to_image":
+            loss = loss + self._one_way(image, gather(text), pair, negative)
+        if self.direction != "image_to_text":
+            loss = loss + self._one_way(text, gather(image), pair, negative)
+        return loss
+
+    def _one_way(self, rows: Tensor, columns: Tensor, pair: Tensor, negative: Tensor) -> Tensor:
+        one_a_row = self._all if self.negatives == "all" else self._chosen
+        mean = one_a_row(rows, columns, pair, negative).mean()
+        # The mean over processes of (mean over local rows x rows of the global batch) is the sum
+        # over the global batch: the factor belongs to the sum, it repairs no gather.
+        return mean * len(columns) if self.reduction == "sum" else mean
+
+    def _all(self, rows: Tensor, columns: Tensor, pair: Tensor, negative: Tensor) -> Tensor:
+        violation = (rows @ columns.T - pair[:, None] + self.margin).clamp(min=0)
+        total = violation.masked_fill(~negative, 0.0).sum(dim=1)
+        if self.reduction == "sum":
+            return total
+        return total / negative.sum(dim=1).clamp(min=1)
+
+    def _chosen(self, rows: Tensor, columns: Tensor, pair: Tensor, negative: Tensor) -> Tensor:
+        index, found = self._choose(rows.detach(), columns.detach(), pair.detach(), negative)
+        # Only the chosen column of each row enters the graph: (b, D) to keep instead of (b, B).
+        hardest = (rows * columns[index]).sum(dim=1)
+        return (hardest - pair + self.margin).clamp(min=0).masked_fill(~found, 0.0)
+
+    def _choose(
+        self, rows: Tensor, columns: Tensor, pair: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        similarity = rows @ columns.T
+        similarity.masked_fill_(~negative, -torch.inf)
+        if self.negatives == "semi_hard":
+            similarity.masked_fill_(similarity >= pair[:, None], -torch.inf)
+        value, index = similarity.max(dim=1)
+        return index, value != -torch.inf  # a NaN counts as found, and is seen in the loss
