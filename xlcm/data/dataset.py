@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
 
+from xlcm.data.features import FeatureStore
+from xlcm.data.images import load_image
+from xlcm.data.languages import language_fault
+from xlcm.data.manifest import DataError, Manifest
 from xlcm.types import Item
 
 
@@ -37,6 +44,102 @@ class Dataset(Protocol):
         """
         ...
 
-    def load_features(self, index: int) -> Tensor:
-        """Return precomputed features `(D,)` or `(T, D)`, float32."""
+    def load_features(self, index: int) -> Tensor | Sequence[Tensor]:
+        """Return precomputed features `(D,)` or `(T, D)`, float32; or a sequence of views.
+
+        Views are features of changed copies of one picture, the unchanged one first.
+        """
         ...
+
+
+class ManifestDataset:
+    """One split of a manifest, with its pictures and features.
+
+    Args:
+        path: the manifest.
+        split: which of its splits.
+        langs: captions in other languages are left out; items stay, even without a caption.
+        image_root: what the image paths start from; the manifest's folder by default.
+        features: the folder of a feature store (`xlcm.data.features`); an item's key is its
+            `features`, or else its id.
+
+    Attributes:
+        name: the manifest's file name without its ending.
+
+    Raises:
+        DataError: for a split without items, or a feature store that can't be used.
+        FileNotFoundError: if there is no such manifest.
+        ValueError: for a language that is no BCP 47 code.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        split: str,
+        langs: list[str] | None = None,
+        image_root: str | None = None,
+        features: str | None = None,
+    ) -> None:
+        for lang in langs or ():
+            if fault := language_fault(lang):
+                raise ValueError(f"langs: {fault}")
+        self.manifest = Manifest(path, split)
+        self.name = Path(path).stem
+        self.split = split
+        self.langs = frozenset(langs) if langs is not None else None
+        self.image_root = Path(path).parent if image_root is None else Path(image_root)
+        self.store = FeatureStore(features) if features is not None else None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return the captions of an item, without its pixels.
+
+        Raises:
+            DataError: naming file and line, if the line is no item.
+        """
+        item = self.manifest[index]
+        if self.langs is None:
+            return item
+        return replace(item, captions=tuple(c for c in item.captions if c.lang in self.langs))
+
+    def load_image(self, index: int) -> Image.Image:
+        """Return the picture as RGB.
+
+        Raises:
+            DataError: naming the manifest's line and the file, if it can't be had.
+        """
+        item = self.manifest[index]
+        if item.image is None:
+            raise DataError(f"{item.where}: item {item.id!r} has no image; give it one, or "
+                            "read `features` with an encoder that takes them")  # fmt: skip
+        try:
+            return load_image(self.image_root / item.image, name=item.image)
+        except DataError as error:
+            raise DataError(f"{item.where}: {error}{self._looked_in(error)}") from error
+
+    def _looked_in(self, error: DataError) -> str:
+        return f" in {self.image_root}" if "no such file" in str(error) else ""
+
+    def load_features(self, index: int) -> Tensor | list[Tensor]:
+        """Return precomputed features, float32: `(D,)`, `(T, D)`, or a list of views `(D,)`.
+
+        Raises:
+            DataError: naming the manifest's line and the key, if they can't be had.
+        """
+        item = self.manifest[index]
+        if self.store is None:
+            raise DataError(f"{item.where}: no feature store was given; set the dataset's "
+                            "`features` to the folder of one")  # fmt: skip
+        try:
+            found = self.store[feature_key(item)]
+        except DataError as error:
+            raise DataError(f"{item.where}: {error}") from error
+        return list(found) if self.store.kind == "views" else found
+
+
+def feature_key(item: Item) -> str:
+    """Return the key of an item in a feature store."""
+    return item.features if item.features is not None else item.id
