@@ -106,8 +106,11 @@ class TimmImageEncoder(ImageEncoder):
                 )
         self._spare = full - set(self.backbone.state_dict())
         self.gradient_checkpointing = gradient_checkpointing
+        self._reentrant = False
         if gradient_checkpointing:
             self.backbone.set_grad_checkpointing(True)
+            # timm could only checkpoint the re-entrant way before it had this switch
+            self._reentrant = getattr(timm.layers, "use_reentrant_ckpt", lambda: True)()
         self._freeze_spec = freeze
         self.freeze(freeze)
 
@@ -198,7 +201,10 @@ class TimmImageEncoder(ImageEncoder):
         """
         dtype = next(self.backbone.parameters()).dtype
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = self.backbone.forward_features(self.normalise(visual.pixels, dtype))
+            values = self.normalise(visual.pixels, dtype)
+            if self._reentrant and torch.is_grad_enabled():
+                values.requires_grad_()  # or blocks behind frozen ones would get no gradient
+            maps = self.backbone.forward_features(values)
             pooled = self.backbone.forward_head(maps, pre_logits=True)
             if self.pooling is None:
                 return Encoded(pooled, self._tokens(maps))
