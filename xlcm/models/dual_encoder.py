@@ -228,22 +228,22 @@ class DualEncoder(nn.Module):
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Write everything that `from_pretrained` needs; see `xlcm.hub.save_pretrained`."""
-        from xlcm import hub
+        from xlcm.hub import save_pretrained
 
-        return hub.save_pretrained(self, folder, **options)
+        return save_pretrained(self, folder, **options)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> DualEncoder:
         """Open a saved model; see `xlcm.hub.from_pretrained`."""
-        from xlcm import hub
+        from xlcm.hub import from_pretrained
 
-        return hub.from_pretrained(source, **options)
+        return from_pretrained(source, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model; see `xlcm.hub.push_to_hub`."""
-        from xlcm import hub
+        from xlcm.hub import push_to_hub
 
-        return hub.push_to_hub(self, repo_id, **options)
+        return push_to_hub(self, repo_id, **options)
 
 
 def _unit(vectors: Tensor) -> Tensor:
