@@ -152,12 +152,12 @@ def test_every_parameter_gets_a_gradient_and_stands_in_one_layer(
     assert [name for name, p in tower.named_parameters() if p.grad is None] == []
     held = [id(p) for layer in tower.layers() for p in layer.parameters()]
     assert sorted(held) == sorted(id(p) for p in tower.parameters())
-    assert len(tower.layers()) == 1 + 3
+    assert len(tower.layers()) == 1 + 3 + 1
 
 
 @every
-def test_keep_last_trains_the_last_two_blocks_and_what_follows(family: str) -> None:
-    tower = encoder(family, freeze={"keep_last": 2}, pooling=MAPS["attention"])
+def test_keep_last_trains_final_norm_and_pooling_and_then_the_last_blocks(family: str) -> None:
+    tower = encoder(family, freeze={"keep_last": 3}, pooling=MAPS["attention"])
     trained = {name for name, p in tower.named_parameters() if p.requires_grad}
     assert all("embeddings" not in name and "pre_layrnorm" not in name for name in trained)
     assert not [n for n in trained if "layers.0." in n or "layer.0." in n]
@@ -166,8 +166,8 @@ def test_keep_last_trains_the_last_two_blocks_and_what_follows(family: str) -> N
     assert any("layernorm" in name.split("encoder")[0] for name in trained)
     tower(Visual(pixels=pixels())).pooled.sum().backward()
     assert {name for name, p in tower.named_parameters() if p.grad is not None} == trained
-    with pytest.raises(ValueError, match="tower has 4 layers"):
-        tower.freeze({"keep_last": 5})
+    with pytest.raises(ValueError, match="tower has 5 layers"):
+        tower.freeze({"keep_last": 6})
 
 
 @every

@@ -34,9 +34,11 @@ TOWERS: dict[str, dict[str, Any]] = {
     "swin": {"backbone": "swin_tiny_patch4_window7_224", "backbone_options": SWIN},
     "efficientnet": {"backbone": "efficientnet_lite0"},
 }  # fmt: skip
-LAYERS = {
-    "vit": 4, "registers": 4, "siglip": 4, "resnet": 5, "convnext": 13, "mobilenetv2": 18,
-    "mobilenetv3": 13, "mobilenetv1": 14, "swin": 6, "efficientnet": 17,
+BLOCKS = {  # of the backbone, and what stands behind the last one
+    "vit": (3, {"norm"}), "registers": (3, {"norm"}), "siglip": (3, {"norm", "attn_pool"}),
+    "resnet": (4, set()), "convnext": (12, {"head"}), "mobilenetv2": (17, {"conv_head", "bn2"}),
+    "mobilenetv3": (12, {"conv_head"}), "mobilenetv1": (13, set()), "swin": (5, {"norm"}),
+    "efficientnet": (16, {"conv_head", "bn2"}),
 }  # fmt: skip
 POOLINGS = [None, {"name": "mean"}, {"name": "attention", "heads": 2}]
 every = pytest.mark.parametrize("kind", list(TOWERS))
@@ -132,12 +134,25 @@ def test_every_parameter_gets_a_gradient_and_widths_are_as_announced(
 
 @every
 @pooled_by
-def test_layers_hold_every_parameter_exactly_once(kind: str, pooling: dict | None) -> None:
+def test_layers_are_stem_blocks_and_the_rest_and_hold_every_parameter_once(
+    kind: str, pooling: dict | None
+) -> None:
     tower = encoder(kind, pooling=pooling)
     layers = tower.layers()
     held = [id(p) for layer in layers for p in layer.parameters()]
     assert sorted(held) == sorted(id(p) for p in tower.parameters())
-    assert len(layers) == LAYERS[kind]
+    blocks, rest = BLOCKS[kind]
+    rest = {f"backbone.{name}" for name in rest if not (pooling and name == "attn_pool")}
+    rest |= (
+        {f"pooling.{name}" for name, _ in tower.pooling.named_children()}
+        if tower.pooling
+        else set()
+    )
+    assert len(layers) == 1 + blocks + bool(rest)
+    if rest:
+        last = {id(p) for p in layers[-1].parameters()}
+        names = {".".join(n.split(".")[:2]) for n, p in tower.named_parameters() if id(p) in last}
+        assert names - {"pooling.query"} == rest
 
 
 @every

@@ -237,23 +237,14 @@ class HFImageEncoder(ImageEncoder):
         return {**state, POSITIONS: resized}
 
     def layers(self) -> list[nn.Module]:
-        """Return embeddings and blocks from input to output.
-
-        All that follows the last block (final norm, pooling) belongs to the last layer, so that
-        `{keep_last: 2}` trains two blocks and what stands on them.
-        """
+        """Return embeddings, each block, and what follows them (final norm, pooling)."""
         tower = self.backbone
-        blocks = [
-            *(tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer)
-        ]
         first = [tower.embeddings, getattr(tower, "pre_layrnorm", None)]
-        last = [blocks[-1], self._final_norm(), getattr(tower, "head", None), self.pooling]
+        blocks = getattr(tower.encoder, "layers", None) or tower.encoder.layer
+        norm = getattr(tower, "post_layernorm", None) or tower.layernorm
+        last = [norm, getattr(tower, "head", None), self.pooling]
         ends = [nn.ModuleList([m for m in part if m is not None]) for part in (first, last)]
-        return [ends[0], *blocks[:-1], ends[1]]
-
-    def _final_norm(self) -> nn.Module:
-        norm: nn.Module | None = getattr(self.backbone, "post_layernorm", None)
-        return self.backbone.layernorm if norm is None else norm
+        return [ends[0], *blocks, ends[1]]
 
     def forward(self, visual: Visual) -> Encoded:
         """Return `pooled (b, width)` and `tokens (b, T, width)`; every token is real.

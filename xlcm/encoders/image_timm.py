@@ -176,22 +176,29 @@ class TimmImageEncoder(ImageEncoder):
         return state if convert is None else convert(state, self.backbone)
 
     def layers(self) -> list[nn.Module]:
-        """Return stem and blocks from input to output, as timm's layer-wise decay groups them.
+        """Return stem, blocks, and what follows them (final norm or convolution, pooling), if any.
 
-        All that follows the last block (final norm, pooling) belongs to the last layer, so that
-        `{keep_last: 2}` trains two blocks and what stands on them.
+        Stem and blocks are told apart as for timm's layer-wise decay.
         """
-        names = [name for name, _ in self.backbone.named_parameters()]
-        groups = group_with_matcher(
-            iter([(name, name) for name in [*names, "\0 after the last block"]]),  # never matched
-            self.backbone.group_matcher(coarse=False),
-            return_values=True,
+        end = "\0"  # matches no pattern, so its group is what stands behind the last block
+        names = [*(name for name, _ in self.backbone.named_parameters()), end]
+        matcher = self.backbone.group_matcher(coarse=False)
+        found = group_with_matcher(
+            iter([(name, name) for name in names]), matcher, return_values=True
         )
-        count = max(len(groups) - 1, 1)
-        layer_of = {name: min(layer, count - 1) for layer, own in groups.items() for name in own}
-        layers = _split(self.backbone, layer_of, count)
-        last = [layers[-1]] if self.pooling is None else [layers[-1], self.pooling]
-        return [*layers[:-1], nn.ModuleList(last)]
+        *parts, after = (found[layer] for layer in sorted(found))
+        after.remove(end)
+        if len(parts) > 1:  # timm counts the final norm among the last block
+            block = parts[-1][0].split(".")[0]
+            after = [name for name in parts[-1] if name.split(".")[0] != block] + after
+            parts[-1] = [name for name in parts[-1] if name not in after]
+        parts += [after] if after else []
+        layer_of = {name: layer for layer, own in enumerate(parts) for name in own}
+        layers = _split(self.backbone, layer_of, len(parts))
+        if self.pooling is not None and any(True for _ in self.pooling.parameters()):
+            rest = [layers.pop()] if after else []
+            layers.append(nn.ModuleList([*rest, self.pooling]))
+        return layers
 
     def forward(self, visual: Visual) -> Encoded:
         """Return `pooled (b, width)` and `tokens (b, T, token_width)`; every token is real.
