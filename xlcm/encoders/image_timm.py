@@ -188,6 +188,10 @@ class TimmImageEncoder(ImageEncoder):
         )
         *parts, after = (found[layer] for layer in sorted(found))
         after.remove(end)
+        tokens = [name for name in after if "." not in name]  # registers, which older timm forgets
+        if parts and tokens:
+            parts[0] += tokens
+            after = [name for name in after if name not in tokens]
         if len(parts) > 1:  # timm counts the final norm among the last block
             block = parts[-1][0].split(".")[0]
             after = [name for name in parts[-1] if name.split(".")[0] != block] + after
