@@ -199,6 +199,13 @@ def _remove_poolers(model: nn.Module) -> None:
                 setattr(parent, name, nn.Identity() if name == "head" else None)
 
 
+def save_memory(model: PreTrainedModel) -> None:
+    """Compute the blocks again in the backward pass, in place of keeping what is inside them."""
+    # renamed in transformers 5; the old name warns there
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def layers(model: nn.Module, top: Sequence[nn.Module] = ()) -> list[nn.Module]:
     """Cut a network into embeddings, blocks and the rest; every parameter is in one of them.
 
@@ -208,33 +215,32 @@ def layers(model: nn.Module, top: Sequence[nn.Module] = ()) -> list[nn.Module]:
     """
     stacks = _stacks(model)
     blocks = [nn.ModuleList(same) for same in zip(*stacks.values())]
-    inside = {id(p) for block in blocks for p in block.parameters()}
+    inside = {id(module) for block in blocks for module in block.modules()}
     bottom, rest = _Group(), _Group()
     below = True
     for name, module in model.named_modules():
-        if name in stacks:
-            below = False
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in inside:
-                continue
-            full = f"{name}.{leaf}"
-            low = below or any(word in full for word in FEEDS_ALL_BLOCKS)
-            (bottom if low else rest).take(full, module, parameter)
+        below = below and name not in stacks
+        if id(module) in inside or name in stacks:
+            continue
+        low = below or any(word in name for word in FEEDS_ALL_BLOCKS)
+        (bottom if low else rest).take(name, module)
     for module in top:
-        rest.add_module(f"top_{type(module).__name__}", module)
+        rest.take(type(module).__name__, module, whole=True)
     named = [bottom, *(b[0] if len(b) == 1 else b for b in blocks), rest]
     return [layer for layer in named if any(True for _ in layer.parameters())]
 
 
 class _Group(nn.Module):
-    """Leaf modules of one layer, gathered so that they can be frozen together."""
+    """Modules of one layer, gathered so that they can be frozen together."""
 
-    def take(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
+    def take(self, name: str, module: nn.Module, *, whole: bool = False) -> None:
+        """Add a module, or, where it is more than a leaf, only the parameters of its own."""
         key = name.replace(".", "_")
-        if any(True for _ in module.children()):  # more than a leaf: its own parameter only
-            self.register_parameter(key, parameter)
-        else:
+        if whole or not any(True for _ in module.children()):
             self.add_module(key, module)
+            return
+        for leaf, parameter in module.named_parameters(recurse=False):
+            self.register_parameter(f"{key}_{leaf}", parameter)
 
 
 def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:

@@ -88,10 +88,10 @@ class BagTextEncoder(TextEncoder):
 
     def layers(self) -> list[nn.Module]:
         """Return embeddings, mixing blocks, and pooling with MLP, from input to output."""
-        bottom = [m for m in (self.embedding, self.positions) if m is not None]
-        top = [m for m in (self.pooling, self.mlp) if m is not None and any(m.parameters())]
+        bottom = [m for m in (self.embedding, self.positions, self.dropout) if m is not None]
+        top = nn.ModuleList([m for m in (self.pooling, self.mlp) if m is not None])
         layers = [nn.ModuleList(bottom), *self.blocks]
-        return [*layers, nn.ModuleList(top)] if top else layers
+        return [*layers, top] if any(True for _ in top.parameters()) else layers
 
     def spec(self) -> dict[str, Any]:
         """Return the config (with `name`) that rebuilds this tower."""

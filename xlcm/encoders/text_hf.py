@@ -98,7 +98,7 @@ class HFTextEncoder(TextEncoder):
             else None
         )
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            backbones.save_memory(self.model)
         self._options: dict[str, Any] = {
             "backbone": backbone, "weights": weights, "revision": revision, "output": output,
             "dropout": dropout, "gradient_checkpointing": gradient_checkpointing,
@@ -120,8 +120,7 @@ class HFTextEncoder(TextEncoder):
 
     def layers(self) -> list[nn.Module]:
         """Return embeddings, each block, and what follows them (final norm, poolers)."""
-        top = [self.pooling] if self.pooling is not None and any(self.pooling.parameters()) else []
-        return backbones.layers(self.model, top)
+        return backbones.layers(self.model, [] if self.pooling is None else [self.pooling])
 
     def spec(self) -> dict[str, Any]:
         """Return the config that rebuilds the tower without a network and without weights.
