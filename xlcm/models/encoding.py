@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from xlcm.data.images import load_image, to_rgb
 from xlcm.types import TextBatch, Visual
 
 if TYPE_CHECKING:
@@ -79,11 +80,9 @@ def encode_images(
 
 def _load(picture: Picture, number: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
     if isinstance(picture, str | Path):
-        from xlcm.data.images import load_image
-
         return transform(load_image(picture))
     if isinstance(picture, Image.Image):
-        return transform(picture.convert("RGB"))
+        return transform(to_rgb(ImageOps.exif_transpose(picture))[0])
     if not isinstance(picture, Tensor):
         raise TypeError(f"images[{number}] is a {type(picture).__name__}; expected a path, a PIL "
                         "image or a uint8 tensor (3, H, W)")  # fmt: skip
