@@ -176,8 +176,8 @@ def _title(drawn: Figure, title: str, size: tuple[float, float], weight: str) ->
 def _query(drawn: Figure, row: SheetRow, top: float, size: tuple[float, float]) -> None:
     x, y = 0.15 / size[0], 1 - (top + 0.02) / size[1]
     drawn.text(
-        x + 0.02 / size[0], y, row.lang, size=9, family=BASE, weight="bold", color="white", va="top",
-        bbox={"boxstyle": "round,pad=0.25", "color": COLOURS[0]},
+        x + 0.02 / size[0], y, row.lang, size=9, family=BASE, weight="bold", color="white",
+        va="top", bbox={"boxstyle": "round,pad=0.25", "color": COLOURS[0]},
     )  # fmt: skip
     if row.rank is not None:
         note = f"right picture: rank {row.rank:,g}"
@@ -197,7 +197,8 @@ def _picture(axes: Axes, picture: Image.Image, score: str, right: bool) -> None:
         spine.set(color=RIGHT if right else "#cccccc", linewidth=3.5 if right else 0.6)
     axes.set_xlabel(
         f"✓ {score}" if right else score,
-        size=8, family=BASE, labelpad=4, color=RIGHT if right else GREY, weight="bold" if right else "normal",
+        size=8, family=BASE, labelpad=4, color=RIGHT if right else GREY,
+        weight="bold" if right else "normal",
     )  # fmt: skip
 
 
