@@ -113,15 +113,19 @@ class ManifestDataset:
         """
         item = self.manifest[index]
         if item.image is None:
-            raise DataError(f"{item.where}: item {item.id!r} has no image; give it one, or "
-                            "read `features` with an encoder that takes them")  # fmt: skip
+            message = (
+                f"{item.where}: item {item.id!r} has no image; give it one, or read `features` "
+                "with an encoder that takes them"
+            )
+            raise DataError(message, kind="image_missing")
         try:
             return load_image(self.image_root / item.image, name=item.image)
         except DataError as error:
-            raise DataError(f"{item.where}: {error}{self._looked_in(error)}") from error
+            message = f"{item.where}: {error}{self._looked_in(error)}"
+            raise DataError(message, kind=error.kind) from error
 
     def _looked_in(self, error: DataError) -> str:
-        return f" in {self.image_root}" if "no such file" in str(error) else ""
+        return f" in {self.image_root}" if error.kind == "image_missing" else ""
 
     def load_features(self, index: int) -> Tensor | list[Tensor]:
         """Return precomputed features, float32: `(D,)`, `(T, D)`, or a list of views `(D,)`.
@@ -136,7 +140,7 @@ class ManifestDataset:
         try:
             found = self.store[feature_key(item)]
         except DataError as error:
-            raise DataError(f"{item.where}: {error}") from error
+            raise DataError(f"{item.where}: {error}", kind=error.kind) from error
         return list(found) if self.store.kind == "views" else found
 
 

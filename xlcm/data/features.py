@@ -257,7 +257,9 @@ class FeatureStore:
                 return values[first:last].float()
             return values[row : row + 1][0].float()
         except (SafetensorError, OSError) as error:
-            raise DataError(f"{self.folder}: features {key!r} can't be read: {error}") from error
+            raise DataError(
+                f"{self.folder}: features {key!r} can't be read: {error}", kind="feature_unreadable"
+            ) from error
 
     def view(self, key: str, number: int) -> Tensor:
         """Return one of an item's views, `(dim,)` float32; number 0 is the unchanged picture.
@@ -313,7 +315,10 @@ class FeatureStore:
         """Return the shard of a key and its row there."""
         row = self._find(key)
         if row is None:
-            raise DataError(f"feature store {self.folder} has no key {key!r}{self._alike(key)}")
+            raise DataError(
+                f"feature store {self.folder} has no key {key!r}{self._alike(key)}",
+                kind="feature_missing",
+            )
         shard = int(np.searchsorted(self._ends, row, side="right"))
         return shard, row - (int(self._ends[shard - 1]) if shard else 0)
 
@@ -326,7 +331,9 @@ class FeatureStore:
         if number not in self._shards:
             file = self.folder / self.index["shards"][number]["file"]
             if not file.is_file():
-                raise DataError(f"{file}: this shard of the feature store is missing")
+                raise DataError(
+                    f"{file}: this shard of the feature store is missing", kind="feature_unreadable"
+                )
             opened = safe_open(file, framework="pt")
             if self.kind == "tokens":
                 self._starts[number] = opened.get_tensor("starts")

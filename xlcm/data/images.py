@@ -58,14 +58,14 @@ def _read(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        _fail(name, "no such file", error)
+        _fail(name, "no such file", error, "image_missing")
     except OSError as error:
-        _fail(name, f"can't be read: {error.strerror or error}", error)
+        _fail(name, f"can't be read: {error.strerror or error}", error, "image_missing")
 
 
 def _open(data: bytes, name: str) -> Image.Image:
     if not data:
-        _fail(name, "empty (0 bytes)")
+        _fail(name, "empty (0 bytes)", kind="image_empty")
     try:
         with warnings.catch_warnings():
             # our own limit is judged below, as an error
@@ -80,11 +80,12 @@ def _open(data: bytes, name: str) -> Image.Image:
         )
         _fail(name, what, error)
     except Image.DecompressionBombError as error:
-        _fail(name, f"too large: {error}", error)
+        _fail(name, f"too large: {error}", error, "image_too_large")
     width, height = image.size
     if width * height > MAX_PIXELS:
         _fail(name, f"too large: {width} x {height} pixels, at most {MAX_PIXELS:,} are opened; "
-              "make it smaller, or raise xlcm.data.images.MAX_PIXELS")  # fmt: skip
+              "make it smaller, or raise xlcm.data.images.MAX_PIXELS",
+              kind="image_too_large")  # fmt: skip
     image.load()
     return image
 
@@ -134,5 +135,7 @@ def _grey_from_numbers(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _fail(name: str, what: str, cause: BaseException | None = None) -> NoReturn:
-    raise DataError(f"image {name!r}: {what}") from cause
+def _fail(
+    name: str, what: str, cause: BaseException | None = None, kind: str = "image_undecodable"
+) -> NoReturn:
+    raise DataError(f"image {name!r}: {what}", kind=kind) from cause

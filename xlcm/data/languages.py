@@ -64,9 +64,10 @@ frr Northern Frisian|fur Friulian|fuv Nigerian Fulfulde|gaz West Central Oromo|g
 gsw Swiss German|hak Hakka Chinese|haw Hawaiian|hif Fiji Hindi|hil Hiligaynon|hne Chhattisgarhi|
 hsb Upper Sorbian|ilo Ilocano|jam Jamaican Creole|kab Kabyle|kac Kachin|kam Kamba|kbp Kabiyè|
 kea Kabuverdianu|khk Halh Mongolian|kmb Kimbundu|kmr Northern Kurdish|kok Konkani|
-krc Karachay-Balkar|lij Ligurian|lmo Lombard|ltg Latgalian|lua Luba-Kasai|luo Luo|lus Mizo|lvs Standard Latvian|
-lzh Classical Chinese|mag Magahi|mai Maithili|mhr Meadow Mari|min Minangkabau|mni Manipuri|
-mos Mossi|mul several languages|mwl Mirandese|mzn Mazanderani|nan Min Nan Chinese|nap Neapolitan|
+krc Karachay-Balkar|lij Ligurian|lmo Lombard|ltg Latgalian|lua Luba-Kasai|luo Luo|lus Mizo|
+lvs Standard Latvian|lzh Classical Chinese|mag Magahi|mai Maithili|mhr Meadow Mari|
+min Minangkabau|mni Manipuri|mos Mossi|mul several languages|mwl Mirandese|mzn Mazanderani|
+nan Min Nan Chinese|nap Neapolitan|
 nds Low German|new Newari|npi Nepali proper|nqo N'Ko|nso Northern Sotho|nus Nuer|nyn Nyankole|
 ory Odia proper|pag Pangasinan|pam Pampanga|pap Papiamento|pbt Southern Pashto|pcm Nigerian Pidgin|
 pes Iranian Persian|plt Plateau Malagasy|pms Piedmontese|pnb Western Punjabi|prs Dari|
@@ -98,9 +99,9 @@ _REGIONS = frozenset(
 _MEANT = dict(
     pair.split(":")
     for pair in "jp:ja cz:cs dk:da ua:uk cn:zh vn:vi us:en gb:en at:de iw:he in:id ji:yi jw:jv "
-    "mo:ro sh:sr alb:sq arm:hy baq:eu bur:my chi:zh cze:cs dut:nl fre:fr geo:ka ger:de gre:el ice:is "
-    "mac:mk mao:mi may:ms per:fa rum:ro slo:sk tib:bo wel:cy scc:sr scr:hr spanish:es mandarin:zh "
-    "farsi:fa simplified:zh-Hans traditional:zh-Hant".split()
+    "mo:ro sh:sr alb:sq arm:hy baq:eu bur:my chi:zh cze:cs dut:nl fre:fr geo:ka ger:de gre:el "
+    "ice:is mac:mk mao:mi may:ms per:fa rum:ro slo:sk tib:bo wel:cy scc:sr scr:hr spanish:es "
+    "mandarin:zh farsi:fa simplified:zh-Hans traditional:zh-Hant".split()
 )
 
 

@@ -35,7 +35,15 @@ _SPLIT = re.compile(rb'[{,\s]"split"\s*:\s*"([^"\\]*)"')
 
 
 class DataError(ValueError):
-    """Data that can't be used; the message names the file and line, the reason, the way out."""
+    """Data that can't be used; the message names the file and line, the reason, the way out.
+
+    Args:
+        kind: which fault of `xlcm.data.faults.KINDS` it is, for counting.
+    """
+
+    def __init__(self, message: str, *, kind: str = "bad_line") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -80,7 +88,7 @@ def parse_item(raw: bytes, where: str = "") -> Item:
         row = _decode(raw.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         _fail(where, f"not UTF-8 at byte {error.start} of the line (0x{raw[error.start]:02x}); "
-              "convert the file, for example with `iconv -t utf-8`")  # fmt: skip
+              "convert the file, for example with `iconv -t utf-8`", "not_utf8")  # fmt: skip
     except json.JSONDecodeError as error:
         _fail(where, f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
@@ -145,8 +153,8 @@ def _unknown(row: dict[str, Any], known: frozenset[str], where: str, inside: str
     _fail(where, f"unknown key {inside + key!r}{hint}")
 
 
-def _fail(where: str, what: str) -> NoReturn:
-    raise DataError(f"{where}: {what}") from None
+def _fail(where: str, what: str, kind: str = "bad_line") -> NoReturn:
+    raise DataError(f"{where}: {what}", kind=kind) from None
 
 
 def _kind(value: Any) -> str:
@@ -159,8 +167,8 @@ def _kind(value: Any) -> str:
 def _there(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
-        known = [str(p) for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no manifest {path}" + nearest(str(path), sorted(known)))
+        known = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"no manifest {path}" + nearest(path.name, sorted(known)))
     return path
 
 
@@ -174,7 +182,7 @@ class Manifest:
 
     Args:
         path: the JSON lines.
-        split: only the items of this split; None: all.
+        split: only the items of this split, and lines too broken to tell theirs; None: all.
 
     Attributes:
         line_numbers: `(items,)` int32, from 1.
@@ -192,9 +200,8 @@ class Manifest:
         offsets, sizes, numbers, seen = array("q"), array("i"), array("i"), set()
         for number, offset, raw in lines(path):
             if wanted is not None:
-                match = _SPLIT.search(raw)
-                found = match[1] if match else parse_item(raw, f"{path}:{number}").split.encode()
-                if found != wanted:
+                found = _split_of(raw)
+                if found is not None and found != wanted:
                     seen.add(found)
                     continue
             offsets.append(offset)
@@ -251,6 +258,19 @@ class Manifest:
     def __del__(self) -> None:
         if opened := self.__dict__.get("_file"):
             opened[1].close()
+
+
+def _split_of(raw: bytes) -> bytes | None:
+    """Return the split of a line; None if it can't be told.
+
+    Such a line counts in every split, so that it is met and its fault named.
+    """
+    if match := _SPLIT.search(raw):
+        return match[1]
+    try:
+        return parse_item(raw).split.encode()
+    except DataError:
+        return None
 
 
 def _stamp(path: Path) -> tuple[int, int]:

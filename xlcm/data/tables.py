@@ -23,6 +23,11 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
     console().print(shown)
 
 
+def say(text: str) -> None:
+    """Print a line as it is."""
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def console() -> Console:
     """Return the console; wide where the output is a file, so that nothing is broken up there."""
     wide = Console()
