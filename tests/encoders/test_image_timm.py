@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from xlcm.config import ConfigError, build, check_part
 from xlcm.encoders import image_timm
 from xlcm.encoders.image_timm import TimmImageEncoder
+from xlcm.encoders.pooling import MeanPooling
 from xlcm.registry import image_encoders
 from xlcm.types import Visual
 
@@ -365,6 +366,21 @@ def test_unknown_names_and_options_are_refused() -> None:
         encoder("resnet", pooling="cls")
     with pytest.raises(ConfigError, match="backbone_option"):
         check_part(image_encoders, {"name": "timm", "backbone": "resnet10t", "backbone_option": {}})
+
+
+def test_backbones_that_insist_on_their_pooling_say_so() -> None:
+    with pytest.raises(ValueError, match="inception_next_atto can't do without its own pooling"):
+        TimmImageEncoder(backbone="inception_next_atto", pooling=MeanPooling)
+
+
+def test_backbones_without_layer_groups_are_cut_at_their_top_level() -> None:
+    tower = TimmImageEncoder(backbone="pit_ti_224", freeze={"keep_last": 1})
+    layers = tower.layers()
+    held = [id(p) for layer in layers for p in layer.parameters()]
+    assert sorted(held) == sorted(id(p) for p in tower.parameters())
+    assert len(layers) > 2
+    trained = {name.split(".")[1] for name, p in tower.named_parameters() if p.requires_grad}
+    assert trained == {"norm"}
 
 
 def test_own_input_settings_come_from_the_tag() -> None:

@@ -96,7 +96,7 @@ class TimmImageEncoder(ImageEncoder):
         full = set(self.backbone.state_dict())
         self.pooling = None
         if pooling is not None:
-            self.backbone.reset_classifier(0, "")  # without the weights of its own pooling
+            _unpool(self.backbone, backbone)
             self.token_width = self.width
             self.pooling = pooling(self.width)
             if self.pooling.needs_order and not self._prefix():
@@ -182,9 +182,8 @@ class TimmImageEncoder(ImageEncoder):
         """
         end = "\0"  # matches no pattern, so its group is what stands behind the last block
         names = [*(name for name, _ in self.backbone.named_parameters()), end]
-        matcher = self.backbone.group_matcher(coarse=False)
         found = group_with_matcher(
-            iter([(name, name) for name in names]), matcher, return_values=True
+            iter([(name, name) for name in names]), _matcher(self.backbone), return_values=True
         )
         *parts, after = (found[layer] for layer in sorted(found))
         after.remove(end)
@@ -258,6 +257,29 @@ def _create(
         raise ValueError(
             f"timm can't make {backbone} with options {options}: {error}; with weights: {tags}"
         ) from error
+
+
+def _unpool(backbone: Any, name: str) -> None:
+    """Take out the backbone's own pooling, with its weights."""
+    try:
+        backbone.reset_classifier(0, "")
+    except AssertionError as error:
+        raise ValueError(
+            f"{name} can't do without its own pooling ({error}): leave `pooling` null"
+        ) from error
+
+
+def _matcher(backbone: Any) -> Any:
+    """Return what tells timm's layers apart by name; the top-level modules where it has nothing."""
+    if hasattr(backbone, "group_matcher"):
+        return backbone.group_matcher(coarse=False)
+    order = [name for name, _ in backbone.named_children()]
+
+    def place(name: str) -> int:
+        top = name.split(".")[0]
+        return order.index(top) if top in order else len(order)
+
+    return place
 
 
 def _built_size(backbone: Any, default: int) -> int:
