@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+import yaml
 from PIL import Image
 
+from xlcm.config import build, check_part
 from xlcm.encoders.transform import ImageTransform, Normalise
+from xlcm.registry import image_encoders, poolings
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,19 @@ def test_mean_and_std_keep_float32_when_the_model_is_cast_and_are_not_saved() ->
 def test_wrong_pixels_are_refused(pixels: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Normalise((0.5,) * 3, (0.5,) * 3)(pixels, torch.float32)
+
+
+def test_examples_of_the_docs_page_are_valid() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/encoders/image.md").read_text(
+        encoding="utf-8"
+    )
+    examples = [yaml.safe_load(part.split("```")[0]) for part in page.split("```yaml\n")[1:]]
+    assert len(examples) == 6
+    for example in examples:
+        assert check_part(image_encoders, example)["name"] == example["name"]
+    code = page.split("```python\n")[1].split("```")[0]
+    exec(code, {})
+    tokens = torch.tensor([[[1.0], [5.0], [2.0], [9.0]]])
+    pooling = build(poolings, "median", 1)
+    assert pooling(tokens, torch.tensor([[True, True, True, False]])).item() == 2.0
+    del poolings._parts["median"]

@@ -107,7 +107,7 @@ class AttentionPooling(Pooling):
         width: size of a token.
         heads: attention heads; must divide the width.
 
-    Source: Lee et al. 2019, https://arxiv.org/abs/1810.00825, equation 11 (PMA with one seed),
+    Source: Lee et al. 2019, https://arxiv.org/abs/1810.00825, section 3.2 (PMA, one seed),
     without its feed-forward layer; the head of SigLIP's image tower is a sibling.
     """
 
