@@ -1,0 +1,165 @@
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xlcm.data import images
+from xlcm.data.images import decode, load_image
+from xlcm.data.manifest import DataError
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def picture(width: int = 64, height: int = 48) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A small PNG whose header says otherwise."""
+    data = saved(picture())
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, int, int]:
+    image = load_image(data)
+    assert image.mode == "RGB"
+    return image.getpixel(at)
+
+
+def test_an_rgb_picture_comes_back_unchanged_without_a_note():
+    image, note = decode(saved(picture()))
+    assert np.array_equal(np.asarray(image), np.asarray(picture()))
+    assert note is None
+
+
+def test_exif_rotation_is_applied():
+    # orientation 6: turn a quarter clockwise, so the stored top left becomes the top right
+    stored = Image.new("RGB", (20, 10), "blue")
+    stored.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = load_image(saved(stored, exif=exif))
+    assert upright.size == (10, 20)
+    assert upright.getpixel((9, 0)) == (255, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_does_not_hide_a_picture():
+    data = saved(picture(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12")
+    assert load_image(data).size == (64, 48)
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    for kind in ("PNG", "TIFF"):
+        image, note = decode(saved(Image.fromarray(values), kind))
+        assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+        assert "scaled to 8 bits" in note
+
+
+def test_32_bit_integers_in_16_bit_range_are_scaled_and_others_refused():
+    values = np.array([[0, 65535]], dtype=np.int32)
+    assert np.asarray(load_image(saved(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [
+        0,
+        255,
+    ]
+    with pytest.raises(DataError, match="no agreed white"):
+        load_image(saved(Image.fromarray(values * 2), "TIFF"))
+    with pytest.raises(DataError, match="no agreed white"):
+        load_image(saved(Image.fromarray(np.ones((2, 2), dtype=np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_become_white(mode):
+    clear = Image.new(mode, (2, 1), (0, 0, 0, 0) if mode == "RGBA" else (0, 0))
+    assert pixel(saved(clear)) == (255, 255, 255)
+    half = Image.new(mode, (2, 1), (0, 0, 0, 128) if mode == "RGBA" else (0, 128))
+    assert pixel(saved(half)) == (127, 127, 127)
+    assert "transparency" in decode(saved(half))[1]
+
+
+def test_palettes_with_and_without_transparency():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    assert pixel(saved(image)) == (255, 0, 0)
+    assert pixel(saved(image, transparency=1), (1, 0)) == (255, 255, 255)
+    assert pixel(saved(image, transparency=1), (0, 0)) == (255, 0, 0)
+    assert decode(saved(image))[1] == "P converted"
+
+
+def test_cmyk_one_bit_and_grey():
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red, green, blue = pixel(saved(cmyk, "JPEG", quality=95))
+    assert red > 240
+    assert max(green, blue) < 15
+    assert decode(saved(cmyk, "JPEG"))[1] == "CMYK converted"
+    assert pixel(saved(Image.new("1", (3, 3), 1))) == (255, 255, 255)
+    grey, note = decode(saved(Image.new("L", (3, 3), 7)))
+    assert grey.getpixel((1, 1)) == (7, 7, 7)
+    assert note is None
+
+
+def test_one_pixel_and_several_frames():
+    assert load_image(saved(Image.new("RGB", (1, 1), "red"))).getpixel((0, 0)) == (255, 0, 0)
+    frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixel(data) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "said"),
+    [
+        (b"", "image_empty", "empty (0 bytes)"),
+        (b"\n <!DOCTYPE html><html>", "image_undecodable", "a web page, not a picture"),
+        (b"GIF89", "image_undecodable", "not a picture that Pillow knows; it starts with b'GIF89'"),
+        (saved(picture(), "JPEG")[:-300], "image_undecodable", "truncated"),
+        (saved(picture(), "PNG")[:-300], "image_undecodable", "can't be decoded"),
+        (saved(picture(), "WEBP")[:-300], "image_undecodable", "can't be decoded"),
+        (saved(picture(), "GIF")[:-600], "image_undecodable", "can't be decoded"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_reason(tmp_path, data, kind, said):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as error:
+        load_image(path)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+    assert error.value.kind == kind
+    with pytest.raises(DataError, match="image 'photo 7': "):
+        load_image(data, name="photo 7")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"nope\.jpg': no such file") as error:
+        load_image(tmp_path / "nope.jpg")
+    assert error.value.kind == "image_missing"
+    with pytest.raises(DataError, match="can't be read"):
+        load_image(Path(tmp_path))
+
+
+def test_a_decompression_bomb_is_an_error_at_any_size(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="too large") as error:
+            load_image(claiming(30_000, 30_000))
+        assert error.value.kind == "image_too_large"
+        monkeypatch.setattr(images, "MAX_PIXELS", 47 * 64)
+        with pytest.raises(DataError, match="64 x 48 pixels, at most 3,008"):
+            load_image(saved(picture()))
+        # Pillow would only warn here
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+        monkeypatch.setattr(images, "MAX_PIXELS", 3072)
+        assert load_image(saved(picture())).size == (64, 48)

@@ -1,0 +1,187 @@
+import argparse
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from xlcm.data.check import check_manifest
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.sources import SOURCES, photos
+from xlcm.data.sources.photos import extract, import_photos
+
+SPLIT_OF = {"a.jpg": "train", "b.jpg": "train", "c.jpg": "val", "d.jpg": "test", "e.jpg": "none"}
+
+
+def jpeg(colour: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), colour).save(out, "JPEG")
+    return out.getvalue()
+
+
+def tar(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder in the layout of the real one, five pictures large."""
+    folder = tmp_path / "photos"
+    (folder / "captions").mkdir(parents=True)
+    colours = ("red", "green", "blue", "white", "black")
+    tar(folder / "images.tar", {n: jpeg(c) for n, c in zip(SPLIT_OF, colours)})
+    rows = (json.dumps({"image": i, "split": s}) for i, s in SPLIT_OF.items())
+    (folder / "images.jsonl").write_text("\n".join(rows) + "\n")
+    captions(folder, "en.human", [(i, n, f"{i} {n}") for i in SPLIT_OF for n in range(2)])
+    captions(folder, "zh.mt_baidu", [(i, n, "狗") for i in SPLIT_OF for n in range(2)])
+    captions(folder, "zh.human_translation", [("d.jpg", 1, "猫")])
+    header = "file\tlang\tkind\tcaptions\timages\ttrain_images\tval_images\ttest_images\tnote\n"
+    (folder / "sources.tsv").write_text(
+        header
+        + "en.human.tsv.gz\ten\thuman\t10\t5\t2\t1\t1\t\n"
+        + "zh.mt_baidu.tsv.gz\tzh\tmachine\t10\t5\t2\t1\t1\t\n"
+        + "zh.human_translation.tsv.gz\tzh\thuman-translation\t1\t1\t0\t0\t1\t\n"
+    )
+    return folder
+
+
+def captions(folder: Path, name: str, rows: list[tuple[str, int, str]]) -> None:
+    text = "image\tidx\ttext\n" + "".join(f"{i}\t{n}\t{t}\n" for i, n, t in rows)
+    (folder / "captions" / f"{name}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+
+
+ALL = ["en.human", "zh.mt_baidu", "zh.human_translation"]
+
+
+def test_the_manifest_follows_the_published_splits_and_links_translations(root, tmp_path):
+    out = tmp_path / "out" / "manifest.jsonl"
+    results = import_photos(root, out, captions=ALL)
+    items = {item.id: item for item in read_manifest(out)}
+    assert {i: item.split for i, item in items.items()} == {
+        "a": "train",
+        "b": "train",
+        "c": "val",
+        "d": "test",
+    }
+    assert [c.id for c in items["a"].captions] == [
+        "a#en.human.0", "a#en.human.1", "a#zh.mt_baidu.0", "a#zh.mt_baidu.1",
+    ]  # fmt: skip
+    machine = items["a"].captions[3]
+    assert (machine.lang, machine.origin, machine.of, machine.engine) == (
+        "zh", "mt", "a#en.human.1", "baidu-2016",
+    )  # fmt: skip
+    person = items["d"].captions[-1]
+    assert (person.origin, person.of, person.engine) == ("human", "d#en.human.1", None)
+    assert [(r.captions, r.written, r.linked, r.agrees) for r in results] == [
+        (10, 8, 0, True), (10, 8, 8, True), (1, 1, 1, True),
+    ]  # fmt: skip
+    assert check_manifest(out).counts == {}
+
+
+def test_without_the_source_captions_nothing_points_nowhere(root, tmp_path):
+    results = import_photos(root, tmp_path / "m.jsonl", captions=["zh.mt_baidu"])
+    assert (results[0].written, results[0].linked) == (8, 0)
+    assert all(c.of is None for item in read_manifest(tmp_path / "m.jsonl") for c in item.captions)
+
+
+def test_unused_pictures_come_only_when_asked_for(root, tmp_path):
+    import_photos(root, tmp_path / "m.jsonl", captions=["en.human"], splits=["none"])
+    assert [item.id for item in read_manifest(tmp_path / "m.jsonl")] == ["e"]
+    assert [p.name for p in (tmp_path / "images").iterdir()] == ["e.jpg"]
+
+
+def test_pictures_load_and_a_second_import_unpacks_nothing(root, tmp_path):
+    import_photos(root, tmp_path / "m.jsonl", captions=["en.human"])
+    data = ManifestDataset(path=str(tmp_path / "m.jsonl"), split="train")
+    assert data.load_image(0).getpixel((8, 8))[0] > 240
+    assert extract(root / "images.tar", tmp_path / "images", ["a.jpg", "b.jpg"]) == 0
+    (tmp_path / "images" / "b.jpg").write_bytes(b"half")
+    assert extract(root / "images.tar", tmp_path / "images", ["a.jpg", "b.jpg"]) == 1
+
+
+def test_counts_that_differ_from_the_published_ones_show_and_fail(root, tmp_path, capsys):
+    captions(root, "en.human", [(i, 0, "one is lost") for i in SPLIT_OF])
+    parser = argparse.ArgumentParser()
+    photos.add_arguments(parser)
+    out = str(tmp_path / "m.jsonl")
+    args = parser.parse_args(["--root", str(root), "--out", out, "--captions", "all"])
+    assert photos.run(args) == 1
+    shown = capsys.readouterr().out
+    assert "expected 10 captions" in shown
+    assert shown.count("as published") == 2
+
+
+def test_nothing_is_unpacked_outside_the_folder(tmp_path):
+    bad = {"../evil.jpg": b"x", "/evil.jpg": b"x", "sub/evil.jpg": b"x", "evil.jpg": b"x"}
+    archive = tar(tmp_path / "t.tar", {**bad, "a.jpg": jpeg("red")}, {"b.jpg": "/etc/passwd"})
+    assert extract(archive, tmp_path / "in" / "images", ["a.jpg"]) == 1
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.jpg", "images", "in", "t.tar"]
+    with pytest.raises(DataError, match=r"'../evil.jpg' is not a bare file name"):
+        extract(archive, tmp_path / "images", ["../evil.jpg"])
+    with pytest.raises(DataError, match=r"1 pictures are missing, such as b\.jpg"):
+        extract(archive, tmp_path / "images", ["b.jpg"])
+
+
+def test_damaged_sources_are_named(root, tmp_path):
+    out = tmp_path / "m.jsonl"
+    with pytest.raises(DataError, match=r"no caption file 'en.humna'; did you mean 'en.human'"):
+        import_photos(root, out, captions=["en.humna"])
+    whole = (root / "captions" / "en.human.tsv.gz").read_bytes()
+    (root / "captions" / "en.human.tsv.gz").write_bytes(whole[:-12])
+    with pytest.raises(DataError, match=r"en\.human\.tsv\.gz: can't be read"):
+        import_photos(root, out, captions=["en.human"])
+    captions(root, "en.human", [("a.jpg", 0, "x"), ("z.jpg", 0, "x")])
+    with pytest.raises(DataError, match=r"en\.human\.tsv\.gz:3: unknown image 'z\.jpg'"):
+        import_photos(root, out, captions=["en.human"])
+    captions(root, "en.human", [("a.jpg", 0, "x\ty")])
+    with pytest.raises(DataError, match=r"en\.human\.tsv\.gz:2: 4 columns, expected 3"):
+        import_photos(root, out, captions=["en.human"])
+    data = (root / "images.tar").read_bytes()
+    (root / "images.tar").write_bytes(data[:5000])
+    captions(root, "en.human", [("a.jpg", 0, "x")])
+    with pytest.raises(DataError, match=r"images\.tar: "):
+        import_photos(root, out, captions=["en.human"])
+    assert not out.exists()
+
+
+def test_every_source_is_a_module_with_the_two_functions():
+    import importlib
+
+    assert SOURCES
+    for module in SOURCES.values():
+        source = importlib.import_module(module)
+        assert callable(source.add_arguments)
+        assert callable(source.run)
+        assert source.__doc__
+
+
+def test_the_real_photographs_have_the_published_counts(shared, tmp_path):
+    root = shared / "data" / "photos"
+    names = list(photos.read_sources(root / "sources.tsv"))
+    results = import_photos(root, tmp_path / "m.jsonl", captions=names)
+    assert len(results) == 18
+    assert all(done.agrees for done in results)
+    linked = {done.source.name: (done.written, done.linked) for done in results}
+    assert linked["zh.mt_google"] == (40_000, 40_000)
+    assert linked["hi.mt"] == (7_999, 7_999)
+    assert linked["de.multi30k_task1"] == (7_391, 7_391)
+    assert linked["ar.mt_nllb"] == (7_391, 7_391)
+    assert linked["zh.human_translation"] == (5_000, 5_000)
+    assert linked["de.multi30k_task2"] == (36_955, 0)
+    data = ManifestDataset(path=str(tmp_path / "m.jsonl"), split="test", langs=["de", "hi"])
+    assert len(data) == 1000
+    assert data.load_image(999).size == (128, 128)
+    assert check_manifest(tmp_path / "m.jsonl", images=False).faults == 0
