@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import save_file
 
 from xlcm.config import build
+from xlcm.encoders import image_families
 from xlcm.encoders.image_families import SPELLINGS
 from xlcm.encoders.image_hf import HFImageEncoder
 from xlcm.registry import image_encoders
@@ -310,6 +311,53 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         encoder("clip", weights=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no weights at"):
         encoder("clip", weights=str(tmp_path / "nowhere"))
+
+
+def test_failing_hub_says_which_files_to_put_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(image_families, "cached_file", offline)
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json of some/clip .*no route.*into a folder"
+    ):
+        HFImageEncoder(backbone="some/clip")
+    monkeypatch.setattr(
+        image_families, "cached_file",
+        lambda _, name, **__: str(tmp_path / name) if name == "config.json" else None,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(TOWERS["clip"]), encoding="utf-8")
+    tower = HFImageEncoder(backbone="some/clip", weights="hub")
+    monkeypatch.setattr(transformers.CLIPVisionModel, "from_pretrained", offline)
+    with pytest.raises(FileNotFoundError, match=r"weights of some/clip .*no route.*into a folder"):
+        tower.load_weights()
+
+
+def test_weights_of_the_hub_are_those_of_the_backbone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = reference("siglip")
+    (tmp_path / "config.json").write_text(json.dumps(TOWERS["siglip"]), encoding="utf-8")
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps(
+            {"image_processor": {"image_mean": [0.1] * 3, "size": {"height": 32, "width": 32}}}
+        ),
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(
+        image_families, "cached_file",
+        lambda _, name, **__: str(tmp_path / name) if (tmp_path / name).is_file() else None,
+    )  # fmt: skip
+    monkeypatch.setattr(transformers.SiglipVisionModel, "from_pretrained", lambda _: own)
+    tower = HFImageEncoder(backbone="some/siglip", weights="hub").eval()
+    tower.load_weights()
+    assert tower.normalise.values == ((0.1,) * 3, (0.5,) * 3)
+    values = pixels()
+    with torch.no_grad():
+        expected = own(normalised(tower, values)).pooler_output
+        torch.testing.assert_close(tower(Visual(pixels=values)).pooled, expected, atol=1e-5, rtol=0)
 
 
 def test_other_families_and_contradicting_options_are_refused() -> None:

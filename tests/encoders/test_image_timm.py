@@ -369,8 +369,8 @@ def test_unknown_names_and_options_are_refused() -> None:
 
 
 def test_backbones_that_insist_on_their_pooling_say_so() -> None:
-    with pytest.raises(ValueError, match="inception_next_atto can't do without its own pooling"):
-        TimmImageEncoder(backbone="inception_next_atto", pooling=MeanPooling)
+    with pytest.raises(ValueError, match="efficientvit_b0 can't do without its own pooling"):
+        TimmImageEncoder(backbone="efficientvit_b0", pooling=MeanPooling)
 
 
 def test_backbones_without_layer_groups_are_cut_at_their_top_level() -> None:
