@@ -98,8 +98,8 @@ class ImageTransform:
     def from_hf(cls, processor: Mapping[str, Any]) -> ImageTransform:
         """Return the transform that a `preprocessor_config.json` describes.
 
-        Pillow resizes here and the crop is timm's; transformers' own crops start half a pixel
-        higher where the margin is odd.
+        Pillow resizes here and the crop is timm's; transformers' own may start a pixel earlier
+        where the margin is odd.
 
         Raises:
             ValueError: if it doesn't end in a square.
