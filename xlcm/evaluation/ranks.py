@@ -66,7 +66,8 @@ def retrieval_ranks(
         text: `(M, d)`, on the same device.
         caption_image: `(M,)` integers in [0, N): the image that each caption describes. Images
             without a caption stay in the gallery as wrong answers.
-        top_k: how many of the best answers to keep for each query; cut to the gallery.
+        top_k: how many of the best answers to keep for each query, cut to the gallery; takes
+            about as long again as the products.
         tile: images x captions whose scores exist at one time; any size gives the same ranks.
 
     Raises:
