@@ -53,6 +53,18 @@ def test_gradients_reach_every_parameter(tokenizer, context):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
+def test_bfloat16_autocast_trains(tokenizer, context):
+    tower = make(tokenizer, context=context, pooling="attention", dropout=0.0)
+    batch = tower.tokenizer(TEXTS)
+    exact = tower(batch).pooled
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = tower(batch).pooled
+    rough.float().square().sum().backward()
+    torch.testing.assert_close(rough.float(), exact, rtol=0, atol=0.1)
+    assert all(p.grad.isfinite().all() for p in tower.parameters())
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_layers_hold_every_parameter_once(tokenizer, context):
     tower = make(tokenizer, context=context, pooling="attention", context_layers=2)
     held = [id(p) for layer in tower.layers() for p in layer.parameters()]

@@ -86,6 +86,15 @@ def test_gradients_reach_every_parameter(tokenizer, family, output):
 
 
 @pytest.mark.parametrize(("family", "output"), OUTPUTS)
+def test_bfloat16_autocast_stays_near(tokenizer, family, output):
+    tower = make(tokenizer, family, output=output).eval()
+    batch = tower.tokenizer(TEXTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = tower(batch).pooled
+    torch.testing.assert_close(rough.float(), tower(batch).pooled, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(("family", "output"), OUTPUTS)
 def test_layers_hold_every_parameter_once(tokenizer, family, output):
     tower = make(tokenizer, family, output=output, pooling="attention")
     held = [id(p) for layer in tower.layers() for p in layer.parameters()]

@@ -1,16 +1,19 @@
 import logging
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from xlcm.config import ConfigError, check_part
 from xlcm.encoders.tokenizer import SentencePieceTokenizer
 from xlcm.models import encoding
 from xlcm.models.dual_encoder import DualEncoder
-from xlcm.registry import models
+from xlcm.registry import models, text_encoders
 from xlcm.types import Visual
 
 TEXTS = [
@@ -313,3 +316,24 @@ def test_by_length_pads_as_little_as_can_be(text):
         assert batch.mask[:, -1].any()
     widths = [batch.ids.shape[1] for _, batch in batches]
     assert widths == sorted(widths, reverse=True)
+
+
+# -- docs ---------------------------------------------------------------------------------------
+
+
+def test_examples_of_the_docs_pages_run(tmp_path, monkeypatch):
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    monkeypatch.chdir(tmp_path)
+    for page, count in (("models.md", 3), ("encoders/text.md", 1)):
+        blocks = re.findall(r"```python\n(.*?)```", (docs / page).read_text("utf-8"), re.DOTALL)
+        assert len(blocks) == count
+        exec("\n".join(blocks), {})
+    assert (tmp_path / "my-model" / "README.md").is_file()
+
+
+def test_configs_of_the_docs_page_are_valid():
+    page = Path(__file__).resolve().parents[2] / "docs/encoders/text.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 6
+    for block in blocks:
+        check_part(text_encoders, yaml.safe_load(block))

@@ -31,8 +31,8 @@ class BagTextEncoder(TextEncoder):
         attention_heads: of `attention`; must divide the width.
         hidden: width of the residual MLP behind the pooling; None: none.
         dropout: share of channels dropped behind the embedding, in each block and in the MLP.
-        token_dropout: share of a caption's tokens that training leaves out, as if the words were
-            not there; at least one stays.
+        token_dropout: share of a caption's tokens that training hides from mixing and pooling;
+            at least one stays.
         pooling: from tokens to one vector.
         freeze: see `Tower.freeze`.
 
@@ -117,7 +117,7 @@ class BagTextEncoder(TextEncoder):
         return Encoded(pooled if self.mlp is None else self.mlp(pooled), tokens, mask)
 
     def _drop_tokens(self, mask: Tensor) -> Tensor:
-        if not self.token_dropout or self.embedding.weight.requires_grad is False:
+        if not self.token_dropout:
             return mask
         draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1.0)
         stays = draw == draw.amax(dim=1, keepdim=True)  # the luckiest token always stays

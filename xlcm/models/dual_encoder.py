@@ -38,7 +38,7 @@ class DualEncoder(nn.Module):
         languages: BCP 47 codes that training saw.
         about: what else travels with the model: training data, method, anything for its card.
 
-    Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.4 and figure 3
+    Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.5 and figure 3
     (temperature 0.07, scale at most 100); the bias: Zhai et al. 2023,
     https://arxiv.org/abs/2303.15343, algorithm 1.
     """
