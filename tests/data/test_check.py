@@ -1,0 +1,332 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from xlcm.data import bad_rows
+from xlcm.data.check import check_manifest, find_bad_rows, write_skipped
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.faults import KINDS, WARNINGS, Digests
+from xlcm.data.features import FeatureWriter
+from xlcm.data.manifest import DataError
+
+
+def picture(colour=0, mode: str = "RGB", kind: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (32, 32), colour).save(out, kind)
+    return out.getvalue()
+
+
+class Folder:
+    """A folder with a manifest that is written line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = path / "m.jsonl"
+        self.lines: list[bytes] = []
+
+    def item(self, *captions: dict, picture_bytes: bytes | None = None, **row) -> None:
+        """Add an item, good but for what is given; `...` leaves a key out."""
+        number = len(self.lines)
+        identity = row.get("id", f"i{number}")
+        shade = (number % 8 * 32, number // 8 % 8 * 32, 0)
+        data = picture(shade) if picture_bytes is None else picture_bytes
+        (self.path / f"{number}.jpg").write_bytes(data)
+        filled = [
+            {"id": f"{identity}#{n}", "lang": "en", "text": "a dog", **caption}
+            for n, caption in enumerate(captions or ({},))
+        ]
+        whole = {"id": identity, "split": "train", "image": f"{number}.jpg", "captions": filled}
+        whole.update(row)
+        self.line(json.dumps({k: v for k, v in whole.items() if v is not ...}).encode())
+
+    def line(self, raw: bytes) -> None:
+        self.lines.append(raw)
+        self.manifest.write_bytes(b"\n".join(self.lines) + b"\n")
+
+    def check(self, **options):
+        return check_manifest(self.manifest, **options)
+
+    def dataset(self, split: str = "train", **options) -> ManifestDataset:
+        return ManifestDataset(path=str(self.manifest), split=split, **options)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Folder:
+    monkeypatch.setenv("XLCM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    made = Folder(tmp_path / "data")
+    for n in range(3):  # i0, i1, i2 without any fault
+        made.item({}, {"lang": "de", "text": "ein Hund", "origin": "mt", "of": f"i{n}#0"})
+    return made
+
+
+# kind -> what adds one fault of this kind each, and nothing else
+INJECTIONS = {
+    "bad_line": [
+        lambda f: f.line(b'{"id": "1", "split": "train"'),
+        lambda f: f.line(b'{"id": "1", "split": "train", "captons": []}'),
+        lambda f: f.line(b'{"id": 1, "split": "train", "captions": []}'),
+    ],
+    "not_utf8": [lambda f: f.line(b'{"id": "\xe9", "split": "train", "captions": []}')],
+    "duplicate_item": [lambda f: f.item({"id": "new"}, id="i0")],
+    "duplicate_caption": [
+        lambda f: f.item({"id": "i0#0"}),
+        lambda f: f.item({"id": "twice"}, {"id": "twice"}),
+    ],
+    "split_overlap": [
+        lambda f: f.item(split="val", image="0.jpg"),
+        lambda f: f.item({"id": "fresh"}, split="val", id="i1"),
+        lambda f: f.item({"id": "newer"}, split="val", id="i2", image="2.jpg"),
+        lambda f: (f.item(features="k"), f.item(split="test", features="k")),
+    ],
+    "of_nowhere": [
+        lambda f: f.item({"of": "nobody", "origin": "mt"}),
+        lambda f: f.item({"id": "me", "of": "me", "origin": "mt"}),
+    ],
+    "of_other_item": [lambda f: f.item({"of": "i0#0", "origin": "mt"})],
+    "unknown_language": [
+        lambda f: f.item({"lang": "jp"}, {"lang": "EN"}), lambda f: f.item({"lang": "zh_CN"}),
+    ],
+    "caption_empty": [lambda f: f.item({"text": ""}, {"text": " \u200b"})],
+    "caption_too_long": [lambda f: f.item({"text": "x" * 2001}, {"text": "x" * 2000})],
+    "control_character": [
+        lambda f: f.item({"text": "a\0dog\0"}, {"text": "a\x1bdog"}, {"text": "\x85 dog"}),
+    ],
+    "lone_surrogate": [lambda f: f.item({"text": "a \ud83d dog"})],
+    "image_missing": [lambda f: f.item(image="nope.jpg")],
+    "image_empty": [lambda f: f.item(picture_bytes=b"")],
+    "image_undecodable": [
+        lambda f: f.item(picture_bytes=picture()[:-200]),
+        lambda f: f.item(picture_bytes=b"<html>"),
+        lambda f: f.item(picture_bytes=b"\xff\xd8 no"),
+    ],
+    "image_converted": [
+        lambda f: f.item(picture_bytes=picture(0, "CMYK")),
+        lambda f: f.item(picture_bytes=picture(0, "RGBA", "PNG")),
+        lambda f: f.item(picture_bytes=picture(0, "P", "PNG")),
+        lambda f: f.item(picture_bytes=picture(0, "I;16", "PNG")),
+    ],
+    "image_shared": [lambda f: f.item(image="0.jpg")],
+    "line_break": [lambda f: f.item({"text": "a dog\nand\ta cat"})],
+    "bidi_control": [lambda f: f.item({"text": "a \u202edog"})],
+    "replacement_character": [lambda f: f.item({"text": "a d\ufffdg"})],
+    "no_captions": [lambda f: f.item(captions=[])],
+    "no_visual": [lambda f: f.item(image=...)],
+}  # fmt: skip
+EXPECTED = {
+    kind: len(adds)
+    + {"unknown_language": 1, "caption_empty": 1, "control_character": 2}.get(kind, 0)
+    for kind, adds in INJECTIONS.items()
+}
+
+
+def inject(folder: Folder, kind: str) -> None:
+    for add in INJECTIONS[kind]:
+        add(folder)
+
+
+def test_a_good_manifest_has_no_findings(folder):
+    report = folder.check()
+    assert (report.items, report.captions, report.splits) == (3, 6, {"train": 3})
+    assert report.counts == {}
+
+
+@pytest.mark.parametrize("kind", INJECTIONS)
+def test_each_fault_is_counted_exactly_and_alone(folder, kind):
+    inject(folder, kind)
+    report = folder.check()
+    assert report.counts == {kind: EXPECTED[kind]}
+    counted = report.warnings if kind in WARNINGS else report.faults
+    assert counted == report.warnings + report.faults == EXPECTED[kind]
+    for example in report.examples[kind]:
+        path, line, _ = example.split(":", 2)
+        assert (path, int(line) > 3) == (str(folder.manifest), True)
+
+
+def test_all_faults_together_are_counted_as_alone_by_one_process_and_by_two(folder):
+    for kind in INJECTIONS:
+        inject(folder, kind)
+    report = folder.check()
+    assert report.counts == EXPECTED
+    assert folder.check(workers=2).to_dict() == report.to_dict()
+    untested = set(KINDS) - set(INJECTIONS)
+    assert untested == {
+        "image_too_large",
+        "feature_missing",
+        "feature_not_finite",
+        "feature_unreadable",
+    }
+
+
+def test_a_bomb_is_found(folder, monkeypatch):
+    monkeypatch.setattr("xlcm.data.images.MAX_PIXELS", 1023)
+    assert folder.check().counts == {"image_too_large": 3}
+
+
+def test_pictures_are_left_alone_when_asked(folder):
+    inject(folder, "image_undecodable")
+    assert folder.check(images=False).counts == {}
+
+
+def test_the_first_examples_name_the_lines(folder):
+    for _ in range(7):
+        folder.item({"lang": "jp"})
+    report = folder.check()
+    assert report.counts["unknown_language"] == 7
+    assert len(report.examples["unknown_language"]) == 5
+    assert report.examples["unknown_language"][0] == (
+        f"{folder.manifest}:4: caption 'i3#0' has lang 'jp' is no BCP 47 language code; "
+        "did you mean 'ja'?"
+    )
+
+
+def test_the_same_picture_under_two_names_is_found_by_its_bytes(folder):
+    folder.item(picture_bytes=(folder.path / "0.jpg").read_bytes())
+    folder.item(picture_bytes=(folder.path / "1.jpg").read_bytes(), split="test")
+    assert folder.check().counts == {}
+    report = folder.check(contents=True)
+    assert report.counts == {"image_shared": 1, "split_overlap": 1}
+    assert "in split 'train', here in 'test'" in report.examples["split_overlap"][0]
+
+
+class Words:
+    """A tokenizer that counts words."""
+
+    max_tokens = 3
+
+    def lengths(self, texts):
+        return [len(text.split()) for text in texts]
+
+
+def test_the_share_that_a_tokenizer_cuts_is_counted_by_language(folder):
+    folder.item(
+        {"text": "one two three four"}, {"text": "one two three"}, {"lang": "de", "text": "eins"}
+    )
+    cut = folder.check(tokenizer=Words()).cut
+    assert cut == {
+        "en": {"captions": 5, "cut": 1, "longest": 4},
+        "de": {"captions": 4, "cut": 0, "longest": 2},
+    }
+
+
+def features(folder: Folder, keys, dim: int = 4) -> Path:
+    store = folder.path / "store"
+    with FeatureWriter(store, kind="pooled", dim=dim, dtype="float32", shard_items=2) as writer:
+        for key in keys:
+            writer.add(key, torch.ones(dim))
+    return store
+
+
+def damage(shard: Path) -> None:
+    tensors = load_file(shard)
+    tensors["values"][1, 0] = float("nan")
+    save_file(tensors, shard)
+
+
+def test_feature_keys_values_and_shards_are_checked(folder):
+    folder.item(features="other")
+    store = features(folder, ["i0", "i1", "i2"])
+    assert folder.check(features=store).counts == {"feature_missing": 1}
+    damage(store / "shard-00000.safetensors")
+    report = folder.check(features=store)
+    assert report.counts == {"feature_missing": 1, "feature_not_finite": 1, "feature_unreadable": 1}
+    assert "features 'i1' hold NaN" in report.examples["feature_not_finite"][0]
+    (store / "shard-00001.safetensors").unlink()
+    assert (
+        folder.check(features=store).counts["feature_unreadable"] == 3
+    )  # twice by sum, once by key
+
+
+def test_digests_find_repeats_and_members():
+    digests = Digests()
+    for line, name in enumerate(["a", "b", "c", "b", "d", "a"]):
+        digests.add(name, line)
+    assert digests.repeated_on() == {0, 1, 3, 5}
+    assert "c" in digests
+    assert "e" not in digests
+    assert Digests().repeated_on() == set()
+    assert "a" not in Digests()
+
+
+# -- before training ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [k for k in INJECTIONS if k not in {*WARNINGS, "split_overlap"}])
+def test_bad_rows_are_those_of_the_check(folder, kind):
+    inject(folder, kind)
+    found = find_bad_rows(folder.dataset())
+    assert [fault.kind for fault in found] == [kind] * EXPECTED[kind]
+    assert all(fault.where.startswith(f"{folder.manifest}:") for fault in found)
+    told = [str(fault) for fault in found]
+    assert sorted(told)[:5] == sorted(folder.check().examples[kind]) or len(told) > 5
+
+
+def test_bad_rows_leave_out_warnings_other_splits_and_other_languages(folder):
+    for kind in WARNINGS - {"no_visual"}:
+        inject(folder, kind)
+    folder.item({"text": ""}, split="val")
+    folder.item({"lang": "fr", "text": ""})
+    assert find_bad_rows(folder.dataset(langs=["en", "de"])) == []
+    assert [f.kind for f in find_bad_rows(folder.dataset())] == ["caption_empty"]
+    assert [f.caption for f in find_bad_rows(folder.dataset("val"))] == [
+        f"i{len(folder.lines) - 2}#0"
+    ]
+
+
+def test_an_item_without_picture_is_bad_where_pictures_are_read(folder):
+    folder.item(image=...)
+    (fault,) = find_bad_rows(folder.dataset())
+    assert (fault.kind, fault.item, fault.caption) == ("image_missing", "i3", None)
+    assert find_bad_rows(folder.dataset(), visual="none") == []
+
+
+def test_bad_rows_of_features(folder):
+    store = features(folder, ["i0", "i1"])
+    damage(store / "shard-00000.safetensors")
+    inject(folder, "image_undecodable")  # not read by a run over features
+    data = folder.dataset(features=str(store))
+    found = {fault.item: fault.kind for fault in find_bad_rows(data)}
+    missing = dict.fromkeys(("i2", "i3", "i4", "i5"), "feature_missing")
+    assert found == {"i1": "feature_not_finite", **missing}
+
+
+def test_a_result_is_remembered_until_the_manifest_changes(folder, monkeypatch):
+    inject(folder, "image_empty")
+    first = find_bad_rows(folder.dataset())
+    with monkeypatch.context() as patch:
+        patch.setattr(bad_rows, "_find", lambda *_: pytest.fail("looked again"))
+        assert find_bad_rows(folder.dataset()) == first
+        with pytest.raises(pytest.fail.Exception):
+            find_bad_rows(folder.dataset(), visual="none")
+        with pytest.raises(pytest.fail.Exception):
+            find_bad_rows(folder.dataset(), remember=False)
+        with pytest.raises(pytest.fail.Exception):
+            find_bad_rows(folder.dataset(langs=["en"]))
+    inject(folder, "image_undecodable")
+    assert len(find_bad_rows(folder.dataset())) == len(first) + 3
+
+
+def test_faults_are_in_the_order_of_lines_and_written_as_json_lines(folder, tmp_path):
+    for kind in ("image_empty", "lone_surrogate", "bad_line", "caption_empty"):
+        inject(folder, kind)
+    found = find_bad_rows(folder.dataset())
+    lines = [int(fault.where.rpartition(":")[2]) for fault in found]
+    assert lines == sorted(lines)
+    write_skipped(found, tmp_path / "skipped.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == [fault.kind for fault in found]
+    assert set(rows[0]) == {"where", "item", "caption", "kind", "message"}
+
+
+def test_the_dataset_raises_for_each_bad_picture_with_its_line(folder):
+    for kind in ("image_empty", "image_undecodable"):
+        inject(folder, kind)
+    data = folder.dataset()
+    for index in range(3, len(data)):
+        with pytest.raises(DataError, match=rf"m\.jsonl:{index + 1}: image '{index}\.jpg': "):
+            data.load_image(index)
