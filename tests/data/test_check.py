@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from xlcm.data import bad_rows
-from xlcm.data.check import check_manifest, find_bad_rows, write_skipped
+from xlcm.data.check import check_manifest, find_bad_rows, find_overlap, write_skipped
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.faults import KINDS, WARNINGS, Digests
 from xlcm.data.features import FeatureWriter
@@ -330,3 +332,32 @@ def test_the_dataset_raises_for_each_bad_picture_with_its_line(folder):
     for index in range(3, len(data)):
         with pytest.raises(DataError, match=rf"m\.jsonl:{index + 1}: image '{index}\.jpg': "):
             data.load_image(index)
+
+
+def test_training_items_that_are_scored_on_are_found(folder):
+    folder.item(split="val", image="0.jpg")
+    folder.item(split="test", image=str(folder.path / "1.jpg"))
+    folder.item({"id": "fresh"}, split="test", id="i2")
+    train, val, test = (folder.dataset(split) for split in ("train", "val", "test"))
+    assert [f.item for f in find_overlap(train, val)] == ["i0"]
+    assert [(f.item, f.kind) for f in find_overlap(train, val, test)] == [
+        ("i0", "split_overlap"), ("i1", "split_overlap"), ("i2", "split_overlap"),
+    ]  # fmt: skip
+    assert find_overlap(train) == []
+    folder.line(b'{"id": "cut off')  # is in no way met here, but by `find_bad_rows`
+    assert len(find_overlap(folder.dataset(), folder.dataset("test"))) == 2
+
+
+def test_items_of_two_manifests_may_have_one_id(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = Folder(tmp_path / "other")
+    other.item(id="i0", split="test")
+    assert find_overlap(folder.dataset(), other.dataset("test")) == []
+
+
+def test_looking_at_pictures_needs_no_torch():
+    code = "import sys, xlcm.data.looks; print('torch' in sys.modules)"
+    run = [sys.executable, "-c", code]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "False\n"

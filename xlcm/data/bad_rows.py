@@ -22,8 +22,8 @@ from xlcm.data.faults import (
     caption_faults,
     chunks,
     feature_fault,
-    looker,
 )
+from xlcm.data.looks import looker
 from xlcm.data.manifest import DataError
 from xlcm.types import Item
 
@@ -61,6 +61,39 @@ def find_bad_rows(
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_skipped(faults, kept)
     return faults
+
+
+def find_overlap(train: ManifestDataset, *others: ManifestDataset) -> list[Fault]:
+    """Return the training items that validation or test data hold too, one fault each.
+
+    Compared are image files, videos, keys of one feature store and, in one manifest, ids: two
+    manifests may both count their items from 1. Lines that are no items are passed over here:
+    `find_bad_rows` lists them.
+
+    Args:
+        train: where the faults are.
+        others: the data that scores are measured on.
+    """
+    known: dict[str, str] = {}
+    for other in others:
+        for _, item in _rows(other, []):
+            known.update((name, item.where) for name in _names(other, item))
+    faults = []
+    for _, item in _rows(train, []) if known else ():
+        shared = [name for name in _names(train, item) if name in known]
+        if shared:
+            said = f"{shared[0]} is also at {known[shared[0]]}, which scores are measured on"
+            faults.append(Fault(item.where, item.id, None, "split_overlap", said))
+    return faults
+
+
+def _names(dataset: ManifestDataset, item: Item) -> Iterator[str]:
+    yield f"item id {item.id!r} of {Path(dataset.manifest.path).resolve()}"
+    for kind, path in (("image", item.image), ("video", item.video)):
+        if path is not None:
+            yield f"{kind} {str(dataset.image_root.resolve() / path)!r}"
+    if dataset.store is not None:
+        yield f"features {feature_key(item)!r} of {dataset.store.folder.resolve()}"
 
 
 def write_skipped(faults: Iterable[Fault], path: str | Path) -> None:

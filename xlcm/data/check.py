@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from xlcm.data.bad_rows import find_bad_rows, write_skipped
+from xlcm.data.bad_rows import find_bad_rows, find_overlap, write_skipped
 from xlcm.data.dataset import feature_key
 from xlcm.data.faults import (
     KINDS,
@@ -16,17 +16,16 @@ from xlcm.data.faults import (
     WARNINGS,
     Fault,
     Identities,
-    Looker,
     caption_faults,
     chunks,
     feature_fault,
-    looker,
 )
 from xlcm.data.features import FeatureStore
+from xlcm.data.looks import Looker, looker
 from xlcm.data.manifest import DataError, lines, parse_item
 from xlcm.types import Item
 
-__all__ = ["CheckReport", "check_manifest", "find_bad_rows", "write_skipped"]
+__all__ = ["CheckReport", "check_manifest", "find_bad_rows", "find_overlap", "write_skipped"]
 
 EXAMPLES = 5
 
