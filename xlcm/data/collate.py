@@ -1,0 +1,174 @@
+"""Rows -> one batch of tensors, made in the loader's workers; captions are tokenised together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from xlcm.data.batching import Row, RowStream
+from xlcm.data.dataset import Dataset
+from xlcm.data.manifest import DataError
+from xlcm.data.transforms import Augment
+from xlcm.data.views import Views
+from xlcm.types import Batch, Caption, Item, TextBatch, Visual
+
+Tokenise = Callable[[Sequence[str], Sequence[str]], TextBatch]
+
+
+class Collator:
+    """Draws captions, loads pictures or features, tokenises; a function of the rows alone.
+
+    Args:
+        dataset: where the rows' items are.
+        views: which captions a row takes.
+        tokenizer: of the text tower.
+        transform: of the image tower: RGB picture -> uint8 `(3, H, W)`; None: features are read.
+        augment: random changes before the transform.
+        seed: with it, the epoch and the row, every draw is fixed.
+        slot_view: the view whose captions the rows' slots number; None: captions are drawn.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: Views,
+        tokenizer: Tokenise,
+        transform: Callable[[Any], Tensor] | None,
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
+        slot_view: str | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.views = views
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.augment = augment if augment is not None and augment.active else None
+        self.seed = seed
+        self.slot_view = slot_view
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """Return the batch of these rows.
+
+        Raises:
+            DataError: naming file and line of the row that can't be had.
+        """
+        drawn, names, visuals = [], [], []
+        for row in rows:
+            random = np.random.default_rng([self.seed, row.epoch, row.item, row.slot])
+            item = self.dataset[row.item]
+            names.append(item.id)
+            drawn.append(self._captions(item, row, random))
+            visuals.append(self._visual(row.item, random))
+        return Batch(
+            ids=torch.tensor([row.item for row in rows], dtype=torch.int64),
+            visual=_stack(visuals) if self.transform is None else Visual(torch.stack(visuals)),
+            text={
+                name: self.tokenizer([c[name].text for c in drawn], [c[name].lang for c in drawn])
+                for name in self.views.views
+            },
+            names=tuple(names),
+        )
+
+    def _captions(self, item: Item, row: Row, random: np.random.Generator) -> dict[str, Caption]:
+        if self.slot_view is None:
+            return self.views.draw(item, random)
+        fixed = self.views.candidates(item)[self.slot_view][row.slot].id
+        return self.views.draw(item, random, fixed)
+
+    def _visual(self, index: int, random: np.random.Generator) -> Tensor:
+        if self.transform is None:
+            return pick_view(self.dataset.load_features(index), random)
+        image = self.dataset.load_image(index)
+        if self.augment is not None:
+            image = self.augment(image, random)
+        return self.transform(image)
+
+
+def pick_view(features: Tensor | Sequence[Tensor], random: np.random.Generator) -> Tensor:
+    """Return one of an item's precomputed views, or the only one."""
+    if isinstance(features, Tensor):
+        return features
+    return features[int(random.integers(len(features)))]
+
+
+def _stack(features: Sequence[Tensor]) -> Visual:
+    """Pad frame or region features `(T, D)` to the longest; stack pooled ones `(D,)`."""
+    if features[0].ndim == 1:
+        return Visual(features=torch.stack(list(features)))
+    longest = max(len(f) for f in features)
+    padded = features[0].new_zeros(len(features), longest, features[0].shape[1])
+    mask = torch.zeros(len(features), longest, dtype=torch.bool)
+    for row, feature in enumerate(features):
+        padded[row, : len(feature)] = feature
+        mask[row, : len(feature)] = True
+    return Visual(features=padded, mask=mask)
+
+
+class _Fetch(TorchDataset):
+    """`fetch[rows]` is a batch, or the fault that prevented it (raised in the main process)."""
+
+    def __init__(self, collate: Collator) -> None:
+        self.collate = collate
+
+    def __getitem__(self, rows: list[Row]) -> Batch | DataError:
+        try:
+            return self.collate(rows)
+        except DataError as error:
+            return error
+
+
+class TrainLoader:
+    """Endless batches of this process, with a position that can be saved.
+
+    Args:
+        stream: which rows, in which order.
+        collate: how they become a batch.
+        workers: loading processes; 0 loads in this one.
+        pin_memory: for a GPU.
+    """
+
+    def __init__(
+        self, stream: RowStream, collate: Collator, *, workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        self.stream = stream
+        self.collate = collate
+        self.loader = DataLoader(
+            _Fetch(collate),
+            sampler=stream,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+        )
+        self.epoch = 0
+        self.batch = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return len(self.stream.batching)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch; what workers have prefetched does not count."""
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the batch after the last one that was used."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.stream.start_at(self.epoch, self.batch)
+        for fetched in self.loader:
+            if isinstance(fetched, DataError):
+                raise fetched
+            self.batch += 1
+            if self.batch >= len(self.stream.batching.batches(self.epoch)):
+                self.epoch, self.batch = self.epoch + 1, 0
+            yield fetched

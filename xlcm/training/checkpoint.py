@@ -1,0 +1,207 @@
+"""Complete training state on disk: written aside, flushed, renamed; no pickle.
+
+A checkpoint is a folder `step-00000120` with `model.safetensors`, `optimizer.safetensors` and
+`state.json`, which lists the size of each file. Model and optimiser states are gathered whole
+through `torch.distributed.checkpoint.state_dict`, the same on one process, under DDP and FSDP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+FORMAT = 1
+
+
+def save(
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of a step; every process must call it.
+
+    Args:
+        folder: of all checkpoints of the run.
+        step: optimiser steps done.
+        model: as prepared by accelerate.
+        optimizer: the same.
+        state: plain data: counters, data position, best score.
+        keep: older checkpoints beyond so many are removed.
+
+    Raises:
+        OSError: if the folder can't be written; the message names it. What was there stays.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    inner = getattr(optimizer, "optimizer", optimizer)
+    weights, moments = get_state_dict(model, inner, options=options)
+    final = folder / f"step-{step:08d}"
+    if accelerator.is_main_process:
+        aside = folder / f".{final.name}.tmp"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            tensors, plain = flatten(moments)
+            _write_tensors(weights, aside / "model.safetensors")
+            _write_tensors(tensors, aside / "optimizer.safetensors")
+            sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
+            content = {"format": FORMAT, "step": step, "files": sizes}
+            write_text(
+                aside / "state.json",
+                json.dumps({**content, "state": dict(state), "optimizer": plain}, indent=1),
+            )
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(aside, final)
+            _flush_folder(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(f"could not write the checkpoint {final}: {error}") from error
+        for old in steps(folder)[:-keep]:
+            shutil.rmtree(folder / f"step-{old:08d}")
+    accelerator.wait_for_everyone()
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, oldest first, whether good or not."""
+    return sorted(
+        int(path.name.removeprefix("step-"))
+        for path in folder.glob("step-*")
+        if path.name.removeprefix("step-").isdigit()
+    )
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is whole, and a sentence for each newer one that is not."""
+    faults: list[str] = []
+    for step in reversed(steps(folder)):
+        path = folder / f"step-{step:08d}"
+        fault = _fault(path)
+        if fault is None:
+            return path, faults
+        faults.append(f"checkpoint {path} is not whole and is passed over: {fault}")
+    return None, faults
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for name, size in content["files"].items():
+            found = (path / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+        if content["format"] > FORMAT:
+            return f"format {content['format']} is newer than this version of xlcm knows"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Fill model and optimiser from a checkpoint; return its step and its plain data.
+
+    Raises:
+        ValueError: if the checkpoint's parameters are not those of the model.
+    """
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    weights = load_file(path / "model.safetensors")
+    moments = unflatten(load_file(path / "optimizer.safetensors"), content["optimizer"])
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    inner = getattr(optimizer, "optimizer", optimizer)
+    try:
+        set_state_dict(
+            model, inner, model_state_dict=weights, optim_state_dict=moments, options=options
+        )
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"the checkpoint {path} does not fit this model: {error}. The config has changed "
+            "since it was written: give another run.output"
+        ) from error
+    return int(content["step"]), content["state"]
+
+
+# -- nested state dicts without pickle -----------------------------------------------------------
+
+
+def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """Split nested dicts and lists into tensors by path and a skeleton that JSON can hold."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node
+            return {"__tensor__": path}
+        if isinstance(node, Mapping):
+            return {str(key): walk(value, f"{path}/{key}") for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [walk(value, f"{path}/{position}") for position, value in enumerate(node)]
+        return node
+
+    return tensors, walk(tree, "")
+
+
+def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
+    """Return what `flatten` took apart (tuples come back as lists)."""
+    if isinstance(skeleton, dict):
+        if set(skeleton) == {"__tensor__"}:
+            return tensors[skeleton["__tensor__"]]
+        return {key: unflatten(tensors, value) for key, value in skeleton.items()}
+    if isinstance(skeleton, list):
+        return [unflatten(tensors, value) for value in skeleton]
+    return skeleton
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # copies, because safetensors refuses tensors that share memory (tied embeddings)
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file aside, flush it to the disk and rename it over `path`."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def agreed(value: bool, device: torch.device) -> bool:
+    """Return whether it is true on any process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    flag = torch.tensor(float(value), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())

@@ -1,0 +1,175 @@
+"""The sections of a training config. `xlcm schema` exports them for editors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from xlcm.config import Section, part_field
+from xlcm.data.batching import SameImage
+from xlcm.data.transforms import Augment
+from xlcm.data.views import View
+from xlcm.registry import datasets, methods, models
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataConfig(Section):
+    """What is read and how rows are made of it.
+
+    Args:
+        train: the training split.
+        val: for choosing the best checkpoint; None: the last one is kept.
+        test: for the report; None: the report is on `val`.
+        views: which captions a method gets (`xlcm.data.views`).
+        rows: `item`: an epoch has one row an item, with captions drawn anew each time;
+            `caption`: one row for each caption of the first view.
+        same_image: whether rows of one item may, must not or should meet in a batch.
+        length_buckets: batches a pool that is sorted by caption length; 0: none.
+        augment: random changes to training pictures.
+        workers: loading processes for each training process.
+        on_error: `raise` stops at the first bad row; `skip` checks every row before the start,
+            lists the bad ones in `skipped.jsonl` and trains on the others.
+        max_skipped: share of bad items above which `skip` stops all the same.
+        incomplete: what to do with items that lack a caption for some view.
+    """
+
+    train: part_field(datasets)  # type: ignore[valid-type]
+    val: part_field(datasets) | None = None  # type: ignore[valid-type]
+    test: part_field(datasets) | None = None  # type: ignore[valid-type]
+    views: dict[str, View]
+    rows: Literal["item", "caption"] = "item"
+    same_image: SameImage = "any"
+    length_buckets: Count = 0
+    augment: Augment = Augment()
+    workers: Count = 2
+    on_error: Literal["raise", "skip"] = "raise"
+    max_skipped: Share = 0.01
+    incomplete: Literal["error", "drop"] = "error"
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule.
+
+    Args:
+        lr: highest learning rate.
+        weight_decay: on matrices only: never on biases, norms, the temperature or the bias.
+        betas: decay of the two moments.
+        eps: added to the denominator.
+        lr_scale: factor on `lr` by parameter prefix, the longest that fits (`image`, `text`,
+            `image_head`, `log_scale`; names as in the retriever).
+        layer_decay: by tower (`image`, `text`): each layer towards the input gets this factor
+            on the rate of the layer above it; in (0, 1].
+        schedule: after the warm-up.
+        warmup: steps of linear rise from 0; below 1, a share of all steps.
+        min_lr: lowest factor on `lr` at the end of `cosine` and `linear`.
+        plateau_patience: for `plateau`: evaluations without a better score before the rate falls.
+        plateau_factor: by which it falls.
+        clip_norm: largest norm of the whole gradient; None: no clipping.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    lr_scale: dict[str, Annotated[float, Field(ge=0)]] = {}
+    layer_decay: dict[Literal["image", "text"], Annotated[float, Field(gt=0, le=1)]] = {}
+    schedule: Literal["cosine", "linear", "constant", "plateau"] = "cosine"
+    warmup: Annotated[float, Field(ge=0)] = 0.05
+    min_lr: Share = 0.0
+    plateau_patience: Positive = 2
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class RunConfig(Section):
+    """One run.
+
+    Args:
+        name: for logs and the default folder.
+        output: where everything goes; None: `runs/<name>`.
+        seed: of everything random.
+        steps: optimiser steps; give this or `epochs`.
+        epochs: passes over the rows.
+        global_batch: rows of one loss over all processes: results do not depend on their number.
+        accumulate: global batches whose gradients are averaged before a step. It brings no
+            negatives from one batch to another.
+        precision: `bf16` and `fp16` run the towers in half precision, the losses in float32.
+        log_every: steps between lines on the screen; `metrics.jsonl` has every step.
+        eval_every: steps between validations; 0: once an epoch.
+        save_every: steps between checkpoints; 0: with every validation.
+        keep_checkpoints: how many of the newest stay.
+        patience: validations without a better score before training stops; 0: never.
+        resume: `auto` continues from the newest good checkpoint in the folder, if any; `never`
+            refuses a folder that has one.
+        max_nonfinite: steps in a row with a non-finite loss or gradient that are skipped
+            before the run stops.
+        trackers: beside `metrics.jsonl`.
+    """
+
+    name: str = "run"
+    output: str | None = None
+    seed: Count = 0
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    global_batch: Annotated[int, Field(gt=1)] = 256
+    accumulate: Positive = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    log_every: Positive = 20
+    eval_every: Count = 0
+    save_every: Count = 0
+    keep_checkpoints: Positive = 2
+    patience: Count = 0
+    resume: Literal["auto", "never"] = "auto"
+    max_nonfinite: Positive = 10
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either run.steps or run.epochs")
+        if self.output is None:
+            self.output = f"runs/{self.name}"
+        return self
+
+
+class EvaluationConfig(Section):
+    """How a model is judged.
+
+    Args:
+        langs: languages of the queries; None: every language of the split.
+        origins: which captions are queries.
+        source_lang: the language that gaps are measured to.
+        gallery: `all` images of the split, or only those `captioned` in the query's language.
+        batch_size: images or captions encoded at once.
+        bootstrap: resamples for the 95 % intervals.
+        sheet_langs: languages shown on the sheet of found pictures; None: all, at most six.
+        sheet_queries: queries a language on the sheet; 0: no sheet.
+    """
+
+    langs: list[str] | None = None
+    origins: list[Literal["human", "mt", "back"]] = ["human"]
+    source_lang: str = "en"
+    gallery: Literal["all", "captioned"] = "all"
+    batch_size: Positive = 256
+    bootstrap: Count = 1000
+    sheet_langs: list[str] | None = None
+    sheet_queries: Count = 2
+
+
+class TrainConfig(Section):
+    """A whole training run: `recipes/train.py`."""
+
+    model: part_field(models)  # type: ignore[valid-type]
+    data: DataConfig
+    method: part_field(methods)  # type: ignore[valid-type]
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def stage(self) -> dict[str, Any]:
+        """Return the sections as plain data, for saving with a checkpoint."""
+        return self.model_dump(mode="json")
