@@ -182,8 +182,8 @@ def test_the_first_examples_name_the_lines(folder):
     assert report.counts["unknown_language"] == 7
     assert len(report.examples["unknown_language"]) == 5
     assert report.examples["unknown_language"][0] == (
-        f"{folder.manifest}:4: caption 'i3#0' has lang 'jp' is no BCP 47 language code; "
-        "did you mean 'ja'?"
+        f"{folder.manifest}:4: caption 'i3#0' has a wrong lang: 'jp' is no BCP 47 language "
+        "code; did you mean 'ja'?"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from xlcm.cli import COMMANDS, main
+from xlcm.data.faults import KINDS, WARNINGS
 from xlcm.data.manifest import DataError, ManifestWriter
 from xlcm.data.stats import manifest_stats, quantiles
 from xlcm.types import Caption, Item
@@ -163,3 +164,26 @@ def test_help_loads_no_torch_and_is_fast():
     run[-1] = code.format(argv=["data", "check", "--help"])
     done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "'torch'" not in done.stdout
+
+
+PAGE = REPOSITORY / "docs" / "data" / "manifest.md"
+
+
+def test_the_page_explains_every_kind_of_fault_and_no_other():
+    explained = dict(
+        re.findall(r"^\| `([a-z0-9_]+)` \| (fault|warning) \|", PAGE.read_text(), re.M)
+    )
+    assert explained == {kind: "warning" if kind in WARNINGS else "fault" for kind in KINDS}
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XLCM_CACHE", str(tmp_path / "cache"))
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, {})
+    shown = capsys.readouterr().out
+    assert "data/dogs.jsonl:1 17 1" in shown
+    assert "tensor([1., 1., 1., 1.]) True" in shown
+    assert "image_missing image 'images/17.jpg': no such file" in shown

@@ -100,7 +100,7 @@ def caption_faults(
 def _text_faults(caption: Caption, max_length: int) -> Iterator[tuple[str, str]]:
     text = caption.text
     if fault := language_fault(caption.lang):
-        yield "unknown_language", f"has lang {fault}"
+        yield "unknown_language", f"has a wrong lang: {fault}"
     if not text.strip(_BLANK):
         yield "caption_empty", "is empty"
     if len(text) > max_length:
