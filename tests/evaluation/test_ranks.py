@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from xlcm.evaluation import tiles
 from xlcm.evaluation.ranks import Ranks, retrieval_ranks
 
 
@@ -211,3 +212,16 @@ def test_shapes_and_indices_that_do_not_fit_are_refused() -> None:
         retrieval_ranks(image, text, owner[:-1])
     with pytest.raises(ValueError, match="at least one row"):
         retrieval_ranks(image, text[:0], owner[:0])
+
+
+@pytest.mark.parametrize("share", [-1.0, 2.0])
+def test_crowded_and_sparse_tiles_are_decided_alike(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-1: the float64 tile decides all; 2: pair by pair."""
+    monkeypatch.setattr(tiles, "DENSE_SHARE", share)
+    image, text, owner = with_ties()
+    for tile in ((512, 4096), (7, 9)):
+        assert_same(retrieval_ranks(image, text, owner, tile=tile), image, text, owner)
+    image[:], text[:20] = image[0], text[0]
+    assert_same(retrieval_ranks(image, text, owner), image, text, owner)

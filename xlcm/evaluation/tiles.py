@@ -139,15 +139,14 @@ class _Sweep:
         self.captions_ahead = torch.zeros_like(scores.right)
         self.mask = torch.empty(scores.tile[0] * scores.tile[1], device=scores.image.device)
         self.ones = torch.ones(max(scores.tile), device=scores.image.device)
+        self.at = (slice(0), slice(0))  # images and captions of the current tile
+        self.exact: Tensor | None = None
 
     def add(self, tile: Tensor, top: int, left: int) -> None:
         """Count one tile `(r, c)` of float32 scores, which is overwritten."""
         scores, (height, width) = self.scores, tile.shape
-        owner = scores.owner[left : left + width]
-        inside = ((owner >= top) & (owner < top + height)).nonzero().squeeze(1)
-        # right pairs leave the race: neither they nor other right captions count as ahead
-        tile[owner[inside] - top, inside] = -torch.inf
-
+        self.at, self.exact = (slice(top, top + height), slice(left, left + width)), None
+        self._drop_right_pairs(tile, top, left)
         columns = torch.arange(left, left + width, device=tile.device)
         rows = torch.arange(top, top + height, device=tile.device)
         self.images_ahead[columns] += self._ahead(tile.T, columns, columns, rows, by_image=False)
@@ -178,7 +177,9 @@ class _Sweep:
         near = self._total(tile, low, torch.ge) - ahead
         undecided = int(near.sum())
         if undecided > DENSE_SHARE * tile.numel():  # a collapsed model, or many duplicates
-            return self._ahead_exact(queries, right, gallery, by_image)
+            tie, exact = self.scores.tie, self._exact_of(queries, gallery, by_image)
+            most = self._total(exact, right - tie, torch.ge)
+            return (self._total(exact, right + tie, torch.gt) + most) / 2
         if undecided:
             hit = near.nonzero().squeeze(1)
             strip = tile[hit]
@@ -190,23 +191,23 @@ class _Sweep:
             ahead.index_add_(0, row, won)
         return ahead
 
-    def _ahead_exact(
-        self, queries: Tensor, right: Tensor, gallery: Tensor, by_image: bool
-    ) -> Tensor:
-        scores, ahead = self.scores, []
-        side = (scores.image, scores.text) if by_image else (scores.text, scores.image)
-        others = side[1][gallery].double()
-        for at in range(0, len(queries), 64):
-            query = queries[at : at + 64]
-            gap = side[0][query].double() @ others.T
-            gap -= right[at : at + 64]
-            if by_image:
-                gap[scores.owner[gallery] == query[:, None]] = -torch.inf
-            else:
-                gap[scores.owner[query, None] == gallery] = -torch.inf
-            beats = (gap > scores.tie).sum(dim=1) + (gap >= -scores.tie).sum(dim=1)
-            ahead.append(beats.double() / 2)
-        return torch.cat(ahead)
+    def _exact_of(self, queries: Tensor, gallery: Tensor, by_image: bool) -> Tensor:
+        """Return the rows of the current tile in float64, which is made when first needed."""
+        if self.exact is None:
+            rows = self.scores.image[self.at[0]].double()
+            columns = self.scores.text[self.at[1]].split(1024)
+            self.exact = torch.cat([rows @ part.double().T for part in columns], dim=1)
+            self._drop_right_pairs(self.exact, self.at[0].start, self.at[1].start)
+        if not by_image:
+            return self.exact.T
+        whole = len(queries) == len(self.exact)
+        return self.exact if whole else self.exact[queries - self.at[0].start]
+
+    def _drop_right_pairs(self, tile: Tensor, top: int, left: int) -> None:
+        """Take right pairs out of the race: a right caption is never ahead of another one."""
+        owner = self.scores.owner[left : left + tile.shape[1]]
+        inside = ((owner >= top) & (owner < top + tile.shape[0])).nonzero().squeeze(1)
+        tile[owner[inside] - top, inside] = -torch.inf
 
     def _total(self, tile: Tensor, border: Tensor, compare: Callable[..., Tensor]) -> Tensor:
         # A float mask summed by a matrix-vector product: 5 to 10 times faster than a bool sum,
