@@ -27,6 +27,23 @@ def trained():
 
 
 @pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory):
+    """A BERT vocabulary of the captions' words and letters."""
+    words = " ".join(CAPTIONS[:5]).split()
+    letters = sorted(set("".join(words) + "abcdefghijklmnopqrstuvwxyzZMFk[]</>"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [
+        *special,
+        *letters,
+        *(f"##{x}" for x in letters),
+        *sorted({w for w in words if len(w) > 1}),
+    ]
+    path = tmp_path_factory.mktemp("wordpiece") / "vocab.txt"
+    path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return HFTokenizer(path=str(path), max_tokens=16)
+
+
+@pytest.fixture(scope="module")
 def mbert(shared):
     path = shared / "weights/text/bert-base-multilingual-cased.vocab.txt"
     return HFTokenizer(path=str(path), max_tokens=16)
@@ -83,7 +100,7 @@ def test_an_untrained_tokenizer_says_how_to_train_it():
         tokenizer.save("nowhere")
 
 
-@pytest.mark.parametrize("which", ["trained", "mbert"])
+@pytest.mark.parametrize("which", ["trained", "wordpiece", "mbert"])
 def test_cutting_keeps_the_closing_token_and_is_counted(which, request):
     tokenizer = request.getfixturevalue(which)
     batch = tokenizer([LONG, "kurz", LONG])
@@ -98,7 +115,7 @@ def test_cutting_keeps_the_closing_token_and_is_counted(which, request):
     assert tokenizer.lengths([LONG])[0] > 16
 
 
-@pytest.mark.parametrize("which", ["trained", "mbert"])
+@pytest.mark.parametrize("which", ["trained", "wordpiece", "mbert"])
 def test_length_exactly_at_the_bound_is_not_cut(which, request):
     tokenizer = request.getfixturevalue(which)
     words = "rot " * 40
@@ -110,7 +127,7 @@ def test_length_exactly_at_the_bound_is_not_cut(which, request):
     assert tokenizer([exact]).cut == 0
 
 
-@pytest.mark.parametrize("which", ["trained", "mbert"])
+@pytest.mark.parametrize("which", ["trained", "wordpiece", "mbert"])
 def test_empty_input_gives_empty_tensors(which, request):
     batch = request.getfixturevalue(which)([])
     assert batch.ids.shape == batch.mask.shape == (0, 0)
@@ -129,7 +146,7 @@ def _encode(tokenizer):
     return tokenizer([*CAPTIONS[:5], LONG, "[SEP] </s>"]).ids.tolist()
 
 
-@pytest.mark.parametrize("which", ["trained", "mbert"])
+@pytest.mark.parametrize("which", ["trained", "wordpiece", "mbert"])
 def test_pickled_into_a_worker_it_gives_the_same_ids(which, request):
     tokenizer = request.getfixturevalue(which)
     expected = _encode(tokenizer)
@@ -138,7 +155,7 @@ def test_pickled_into_a_worker_it_gives_the_same_ids(which, request):
         assert pool.submit(_encode, tokenizer).result(timeout=60) == expected
 
 
-@pytest.mark.parametrize("which", ["trained", "mbert"])
+@pytest.mark.parametrize("which", ["trained", "wordpiece", "mbert"])
 def test_saved_and_opened_again_it_gives_the_same_ids(which, request, tmp_path):
     tokenizer = request.getfixturevalue(which)
     spec = tokenizer.save(tmp_path)
@@ -148,8 +165,8 @@ def test_saved_and_opened_again_it_gives_the_same_ids(which, request, tmp_path):
     assert (again.pad_id, again.vocab_size) == (tokenizer.pad_id, tokenizer.vocab_size)
 
 
-def test_special_tokens_written_in_a_caption_are_only_text(mbert, trained):
-    for tokenizer in (mbert, trained):
+def test_special_tokens_written_in_a_caption_are_only_text(wordpiece, trained):
+    for tokenizer in (wordpiece, trained):
         row = tokenizer(["a [SEP] b </s>"]).ids[0].tolist()
         assert row.count(tokenizer.eos_id) == 1
 
@@ -200,16 +217,16 @@ def test_a_folder_with_only_a_sentencepiece_model_of_a_known_family_opens(traine
     assert tokenizer.pad_id == 1
 
 
-def test_a_bare_tokenizer_json_opens_and_its_padding_is_found(mbert, tmp_path):
-    mbert.save(tmp_path)
+def test_a_bare_tokenizer_json_opens_and_its_padding_is_found(wordpiece, tmp_path):
+    wordpiece.save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     alone = HFTokenizer(path=str(tmp_path / "tokenizer.json"), max_tokens=16)
-    assert _encode(alone) == _encode(mbert)
-    assert alone.pad_id == mbert.pad_id
+    assert _encode(alone) == _encode(wordpiece)
+    assert alone.pad_id == wordpiece.pad_id
 
 
-def test_a_saved_tokenizer_also_opens_in_transformers(mbert, tmp_path):
-    mbert.save(tmp_path)
+def test_a_saved_tokenizer_also_opens_in_transformers(wordpiece, tmp_path):
+    wordpiece.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs(CAPTIONS[:5])["input_ids"] == [
         row[mask].tolist()
@@ -219,11 +236,12 @@ def test_a_saved_tokenizer_also_opens_in_transformers(mbert, tmp_path):
     assert theirs.pad_token == "[PAD]"
 
 
-def test_prefix_is_put_in_front_of_every_text(mbert, shared):
-    path = str(shared / "weights/text/bert-base-multilingual-cased.vocab.txt")
-    prefixed = HFTokenizer(path=path, max_tokens=16, prefix="query: ")
+def test_prefix_is_put_in_front_of_every_text(wordpiece):
+    prefixed = HFTokenizer(path=wordpiece.path, max_tokens=16, prefix="query: ")
     for texts in (["ein Hund", "two dogs"], [LONG]):
-        assert torch.equal(prefixed(texts).ids, mbert([f"query: {t}" for t in texts]).ids)
+        expected = wordpiece([f"query: {text}" for text in texts])
+        assert torch.equal(prefixed(texts).ids, expected.ids)
+    assert prefixed.lengths(["ein Hund"]) == wordpiece.lengths(["query: ein Hund"])
 
 
 def test_missing_files_say_what_was_expected(tmp_path, monkeypatch):
@@ -284,7 +302,7 @@ def test_prepare_tokenizer_leaves_others_and_asks_for_no_text(text, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_saved_settings_name_the_special_tokens(mbert, tmp_path):
-    mbert.save(tmp_path)
+def test_saved_settings_name_the_special_tokens(wordpiece, tmp_path):
+    wordpiece.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert settings["sep_token"] == "[SEP]"
