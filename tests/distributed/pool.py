@@ -1,43 +1,32 @@
-"""Four processes, started once, that run functions together over gloo.
+"""Runs a function on several processes that speak gloo, quickly.
 
-The number of processes in the group changes from job to job: the first `world` workers build a
-new default group, because `xlcm.distributed` speaks to the default one.
+Each job has fresh processes, forked from a server that has loaded torch once and done nothing else.
+Workers that live on and change their default group do not work: in torch 2.6
+`destroy_process_group` now and then waits for ever for a gloo thread that waits for the GIL.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 90.0
+LOADED = ["torch._dynamo", "pytest", "xlcm.methods.contrastive", "xlcm.losses.triplet"]
+"""What the server imports ahead; DDP would import the first one in each process."""
 
 
 class Pool:
-    """Workers that keep torch loaded between jobs.
+    """Starts the server on first use; `run` is all there is."""
 
-    Args:
-        size: the largest number of processes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._folder = tempfile.TemporaryDirectory(prefix="xlcm-pool-")
-        self._jobs = 0
-        context = multiprocessing.get_context("spawn")  # fork breaks autograd's threads
-        self._pipes: list[Connection] = []
-        self._workers = []
-        for rank in range(size):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs, rank), daemon=True)
-            worker.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._workers.append(worker)
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(LOADED)
 
     def run(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call `function(*arguments)` on `world` processes; return the results by rank.
@@ -46,50 +35,63 @@ class Pool:
 
         Raises:
             RuntimeError: with the traceback of the first process that failed.
-            TimeoutError: if they hang; the workers are ended.
+            TimeoutError: if they take longer than `TIMEOUT_S`.
         """
-        self._jobs += 1
-        store = Path(self._folder.name) / f"store{self._jobs}"
-        for pipe in self._pipes[:world]:
-            pipe.send((world, str(store), function, arguments))
-        results: dict[int, Any] = {}
-        while len(results) < world:
-            waiting = [pipe for rank, pipe in enumerate(self._pipes[:world]) if rank not in results]
-            ready = wait(waiting, timeout=TIMEOUT_S)
-            if not ready:
-                self.close()
-                raise TimeoutError(f"{len(waiting)} of {world} processes hang in {function}")
-            for pipe in ready:
-                rank = self._pipes.index(pipe)  # type: ignore[arg-type]
-                failure, results[rank] = pipe.recv()  # type: ignore[union-attr]
-                if failure:
-                    self.close()  # the others wait for it in a collective
-                    raise RuntimeError(f"process {rank} of {world}:\n{failure}")
-        return [results[rank] for rank in range(world)]
-
-    def close(self) -> None:
-        """End the workers."""
-        for worker in self._workers:
-            worker.kill()
-            worker.join()
-        self._folder.cleanup()
+        pipes: list[Connection] = []
+        workers = []
+        with tempfile.TemporaryDirectory(prefix="xlcm-pool-") as folder:
+            try:
+                for rank in range(world):
+                    ours, theirs = self._context.Pipe()
+                    job = (theirs, f"{folder}/store", rank, world, function, arguments)
+                    workers.append(self._context.Process(target=_work, args=job, daemon=True))
+                    workers[-1].start()
+                    theirs.close()
+                    pipes.append(ours)
+                return _collect(pipes, function)
+            finally:
+                for pipe in pipes:
+                    pipe.close()  # lets the processes go
+                for worker in workers:
+                    worker.kill()
+                    worker.join()
 
 
-def _serve(pipe: Connection, rank: int) -> None:
+def _collect(pipes: list[Connection], function: Callable[..., Any]) -> list[Any]:
+    results: dict[int, Any] = {}
+    end = time.monotonic() + TIMEOUT_S
+    while len(results) < len(pipes):
+        waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+        ready = wait(waiting, timeout=max(0.0, end - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"{len(waiting)} of {len(pipes)} processes hang in {function}")
+        for rank in [rank for rank, pipe in enumerate(pipes) if pipe in ready]:
+            try:
+                failure, results[rank] = pipes[rank].recv()
+            except EOFError:
+                failure = "it ended without a result"
+            if failure:  # the others would wait for it in a collective
+                raise RuntimeError(f"process {rank} of {len(pipes)}:\n{failure}")
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _work(
+    pipe: Connection,
+    store: str,
+    rank: int,
+    world: int,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    while True:
-        world, store, function, arguments = pipe.recv()
-        try:
-            dist.init_process_group(
-                "gloo", init_method=f"file://{store}", rank=rank, world_size=world
-            )
-            assert dist.get_world_size() == world, f"{dist.get_world_size()} processes"
-            result = function(*arguments)
-            dist.barrier()  # nobody leaves while another still needs it
-            dist.destroy_process_group()
-            pipe.send((None, result))
-        except BaseException:  # goes to the test, which fails with it
-            pipe.send((traceback.format_exc(), None))
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        assert dist.get_world_size() == world, f"{dist.get_world_size()} processes, not {world}"
+        pipe.send((None, function(*arguments)))
+    except BaseException:  # goes to the test, which fails with it
+        pipe.send((traceback.format_exc(), None))
+    pipe.poll(TIMEOUT_S)  # until all have their result: nobody leaves while another needs it
+    os._exit(0)  # without the destructors of gloo

@@ -73,14 +73,24 @@ def method_step(spec: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def method_steps(specs: list[dict]) -> list[dict]:
+    """Many steps in one job."""
+    return [method_step(spec) for spec in specs]
+
+
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_contrastive_has_the_gradients_of_one_process(processes, spec, number):
-    wanted = method_step(spec)
-    found = processes.run(number, method_step, spec)
+def test_contrastive_has_the_gradients_of_one_process(processes, number):
+    specs = list(SPECS.values())
+    by_rank = processes.run(number, method_steps, specs)
+    for which, (name, spec) in enumerate(SPECS.items()):
+        compare(name, method_step(spec), [results[which] for results in by_rank])
+
+
+def compare(label: str, wanted: dict, found: list[dict]) -> None:
+    """Terms: their mean over processes; gradients: on each process, as DDP left them."""
     for name, term in wanted["terms"].items():
-        mean = sum(result["terms"][name] for result in found) / number
-        assert mean == pytest.approx(term, rel=1e-12)
+        mean = sum(result["terms"][name] for result in found) / len(found)
+        assert mean == pytest.approx(term, rel=1e-12), (label, name)
     for result in found:
         for name, gradient in wanted["gradients"].items():
             if gradient is None:  # the scale, where no loss uses it
@@ -90,5 +100,5 @@ def test_contrastive_has_the_gradients_of_one_process(processes, spec, number):
                 torch.tensor(values, dtype=torch.float64)
                 for values in (gradient, result["gradients"][name])
             )
-            assert one.norm() > 0
-            assert (many - one).norm() / one.norm() < 1e-12, name
+            assert one.norm() > 0, (label, name)
+            assert (many - one).norm() / one.norm() < 1e-12, (label, name)
