@@ -143,6 +143,14 @@ def test_a_finished_store_can_be_extended(tmp_path):
     assert torch.equal(store["image 2"], vectors(3, DIM)[2])
 
 
+def test_a_store_whose_extension_was_interrupted_is_unfinished(tmp_path):
+    fill(tmp_path, vectors(3, DIM))
+    writer = FeatureWriter(tmp_path, kind="pooled", dim=DIM, dtype="float32", shard_items=1)
+    writer.add("later", torch.ones(DIM))
+    with pytest.raises(DataError, match=r"unfinished \(4 items so far\)"):
+        FeatureStore(tmp_path)
+
+
 def test_a_store_of_another_encoder_is_not_continued(tmp_path):
     fill(tmp_path, vectors(1, DIM), encoder={"backbone": "a"})
     with pytest.raises(DataError, match=r"encoder=.*choose another folder or delete"):

@@ -61,10 +61,10 @@ def test_broken_exif_does_not_hide_a_picture():
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped():
-    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    values = np.array([[0, 200, 257, 128 * 257, 65535]], dtype=np.uint16)
     for kind in ("PNG", "TIFF"):
         image, note = decode(saved(Image.fromarray(values), kind))
-        assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+        assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 1, 128, 255]
         assert "scaled to 8 bits" in note
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -30,8 +31,8 @@ BOM = b"\xef\xbb\xbf"
 
 _decode = json.JSONDecoder().decode
 _text_or_none = frozenset({str, type(None)})
-# a quote inside a JSON string is always escaped, so this can only be the key itself
-_SPLIT = re.compile(rb'[{,\s]"split"\s*:\s*"([^"\\]*)"')
+# quotes inside a JSON string are escaped, so this can only be a key
+_SPLIT = re.compile(rb'"split"\s*:\s*"([^"\\]*)"')
 
 
 class DataError(ValueError):
@@ -215,7 +216,7 @@ class Manifest:
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int32)
         self.line_numbers = np.array(numbers, dtype=np.int32)
-        self._file: tuple[int, Any] | None = None
+        self._file: io.FileIO | None = None
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -239,25 +240,24 @@ class Manifest:
 
     def raw(self, index: int) -> bytes:
         """Return the bytes of an item's line."""
-        # A forked process shares the position of its parent's file: it opens its own.
-        if self._file is None or self._file[0] != os.getpid():
+        if self._file is None:
             if _stamp(_there(self.path)) != self._stamp:
                 raise DataError(f"{self.path}: the manifest was changed while it was in use; "
                                 "start again")  # fmt: skip
-            opened = open(self.path, "rb", buffering=0)  # noqa: SIM115 -- stays open
-            self._file = (os.getpid(), opened)
-        file, offset, size = self._file[1], int(self._offsets[index]), int(self._sizes[index])
-        if hasattr(os, "pread"):  # one call and no position, so threads don't disturb each other
-            return os.pread(file.fileno(), size, offset)
-        file.seek(offset)
-        return file.read(size)
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 -- stays open
+        offset, size = int(self._offsets[index]), int(self._sizes[index])
+        # threads and forked processes share the file's position, which pread doesn't use
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        self._file.seek(offset)
+        return self._file.read(size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
     def __del__(self) -> None:
         if opened := self.__dict__.get("_file"):
-            opened[1].close()
+            opened.close()
 
 
 def _split_of(raw: bytes) -> bytes | None:
