@@ -160,6 +160,7 @@ def test_a_copy_in_another_process_reads_the_same_items(tmp_path):
     path = write(tmp_path / "m.jsonl", [item(i) for i in range(200)])
     manifest = Manifest(path)
     assert manifest[7].id == "7"  # opens the file, which must not travel
+    assert manifest._file.tell() == 0  # threads and forks share the position, so it is not used
     again = pickle.loads(pickle.dumps(manifest))
     assert again[150] == manifest[150]
     with multiprocessing.get_context("fork").Pool(2) as pool:  # forked copies share the file
