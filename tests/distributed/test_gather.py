@@ -14,8 +14,10 @@ from torch import Tensor, nn
 import xlcm.losses.info_nce
 import xlcm.losses.triplet
 from xlcm.distributed import gather, local_rows, rank, world
+from xlcm.losses.base import PairLoss
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.triplet import TripletLoss
+from xlcm.registry import losses
 
 ROWS = 12  # divisible by 1, 2, 3 and 4
 # Uneven: one image with four rows, two with two; every cut into 2, 3 or 4 parts goes through one.
@@ -144,6 +146,14 @@ def gaps(found: dict, wanted: dict) -> dict[str, float]:
         assert one.norm() > 0, f"{name} has no gradient to compare"
         errors[name] = ((many - one).norm() / one.norm()).item()
     return errors
+
+
+def test_every_built_in_pair_loss_is_compared():
+    built_in = {losses.get(name) for name in losses}
+    pairwise = {kind for kind in built_in if issubclass(kind, PairLoss)}
+    assert {k for k in pairwise if k.__module__.startswith("xlcm.")} == {
+        kind for kind, _ in LOSSES.values()
+    }
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])

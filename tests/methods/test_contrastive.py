@@ -1,18 +1,24 @@
 """The method protocol, and what contrastive learning asks for and computes."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from xlcm.config import ConfigError, build
+from xlcm.config import ConfigError, build, check_part
+from xlcm.data.views import View
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.triplet import TripletLoss
 from xlcm.methods.base import Method
 from xlcm.methods.contrastive import Contrastive
-from xlcm.registry import methods
+from xlcm.registry import losses, methods
 from xlcm.types import Batch, TextBatch, Visual
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class TinyRetriever(nn.Module):
@@ -173,3 +179,27 @@ def test_total_refuses_terms_without_weight_and_weights_without_term():
         method.total({"image_source": one, "image_target": one, "image_sauce": one})
     with pytest.raises(ValueError, match=r"no term for the weights \['image_target'\]"):
         method.total({"image_source": one})
+
+
+def test_the_examples_in_the_documentation_are_valid():
+    page = (REPOSITORY / "docs" / "methods" / "contrastive.md").read_text(encoding="utf-8")
+    examples = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    assert len(examples) == 2
+    for example in examples:
+        method = build(methods, example["method"], TinyRetriever())
+        views = {
+            name: View(**view) for name, view in example.get("data", {"views": {}})["views"].items()
+        }
+        assert set(views) <= set(method.views)
+
+
+def test_the_options_in_the_documentation_are_those_of_the_code():
+    page = (REPOSITORY / "docs" / "methods" / "contrastive.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([\w.]+)`? \|", page, re.M))
+    default = {
+        name: value["name"] if isinstance(value, dict) else value
+        for part in (check_part(methods, "contrastive"), check_part(losses, "triplet"))
+        for name, value in part.items()
+        if name != "name"
+    }
+    assert rows == {name: str(value) for name, value in default.items()}
