@@ -256,7 +256,7 @@ def signature_schema(part: type) -> type[BaseModel]:
     Raises:
         TypeError: if an option has no annotation (our own bug).
     """
-    hints = typing.get_type_hints(part.__init__, include_extras=True)  # type: ignore[misc]
+    hints = _hints(part)
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(part).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -278,6 +278,22 @@ def signature_schema(part: type) -> type[BaseModel]:
         ),
         **options,
     )  # fmt: skip
+
+
+def _hints(part: type) -> dict[str, Any]:
+    """Return the types of a constructor's arguments as they are written.
+
+    Python 3.10 puts `Optional[...]` around an argument whose default is None, which would hide a
+    `Part` inside; so it is asked about a copy without defaults.
+    """
+    init: Any = part.__init__  # type: ignore[misc]
+    if inspect.isfunction(init):
+        bare = types.FunctionType(
+            init.__code__, init.__globals__, init.__name__, None, init.__closure__
+        )
+        bare.__annotations__ = init.__annotations__
+        init = bare
+    return typing.get_type_hints(init, include_extras=True)
 
 
 def _marker(hint: Any) -> Part | None:
@@ -323,7 +339,7 @@ def build(registry: Registry, spec: Any, /, *given: Any, **options: Any) -> Any:
 
 def _make(registry: Registry, spec: Mapping[str, Any], given: Sequence[Any] = ()) -> Any:
     part = registry.get(spec["name"])
-    hints = typing.get_type_hints(part.__init__, include_extras=True)  # type: ignore[misc]
+    hints = _hints(part)
     options = {k: _fill(hints[k], v) for k, v in spec.items() if k != "name"}
     if not given and _wants_positional(part):
         return functools.partial(part, **options)
