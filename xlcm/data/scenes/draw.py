@@ -28,6 +28,7 @@ def draw(scene: Scene, random: np.random.Generator, size: int = 64) -> NDArray[n
     of the axis, so that every relation of the scene is true of every object.
 
     Args:
+        scene: one to three groups; large objects of three groups just fit.
         random: the same state gives the same pixels.
         size: side in pixels, at least 32.
     """

@@ -46,6 +46,8 @@ def texture_mask(texture: Texture, pixels: int, unit: float, phase: int) -> Mask
     """Return where the second colour of a texture is, `(pixels, pixels)` in 0..1.
 
     Args:
+        texture: `plain` has none.
+        pixels: side of the mask.
         unit: width of a stripe or of a field of the chequerboard, in pixels.
         phase: 0 to 3, quarters of a period by which the pattern is moved.
     """
