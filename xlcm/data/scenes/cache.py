@@ -76,7 +76,7 @@ class PictureCache:
                 return None
             self._chunks[chunk] = rows
         data = np.array(rows[row])  # one copy: the map must not be handed out
-        if zlib.crc32(memoryview(data)[:-CHECK]) != int.from_bytes(
+        if zlib.crc32(data[:-CHECK].tobytes()) != int.from_bytes(
             data[-CHECK:].tobytes(), "little"
         ):
             return None

@@ -46,7 +46,7 @@ def _cells(scene: Scene, random: np.random.Generator, size: int) -> list[tuple[i
     """
     needs = [PIXELS[group.size][1] * size // 64 for group in scene.groups]
     spare = random.dirichlet([3.0] * len(needs)) * (size - sum(needs))
-    ends = np.cumsum(np.array(needs) + spare).astype(int)
+    ends = (np.cumsum(np.array(needs) + spare) + 1e-6).astype(int)  # 63.999... is 64
     starts = [0, *ends[:-1]]
     if scene.axis == "horizontal":
         return [(int(a), 0, int(b - a), size) for a, b in zip(starts, ends)]
