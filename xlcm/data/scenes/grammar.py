@@ -30,9 +30,8 @@ class _Grammar(Protocol):
 @cache
 def _grammar(lang: str) -> _Grammar:
     if lang not in LANGS:
-        raise ValueError(
-            f"Scenes has no grammar for {lang!r}{nearest(lang, LANGS)}; known: {', '.join(LANGS)}"
-        )
+        hint = nearest(lang.lower().partition("-")[0], LANGS)  # "cs-CZ" and "CS" mean "cs"
+        raise ValueError(f"Scenes has no grammar for {lang!r}{hint}; known: {', '.join(LANGS)}")
     return cast(_Grammar, import_module(f"xlcm.data.scenes.grammar_{lang}"))
 
 
