@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 COMMANDS = {
     "data": ("xlcm.data.commands", "check, count, import manifests; train a tokenizer"),
@@ -41,12 +42,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def recipe(run: Callable[..., int], schema: str, documentation: str | None) -> int:
+    """Run a recipe with the process's arguments: a config file and `section.key=value`.
+
+    Args:
+        run: takes the path and the overrides, returns the exit code.
+        schema: `module:Class` of the config, for `--print-config`.
+        documentation: what `--help` prints.
+
+    Returns:
+        The exit code: 2 for a fault of the user's input, which is told without a traceback.
+    """
+    arguments = [a for a in sys.argv[1:] if a != "--print-config"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print((documentation or "").strip())
+        return 0 if arguments else 2
+    try:
+        if "--print-config" in sys.argv:
+            from xlcm.config import dump, load
+
+            module, _, name = schema.partition(":")
+            known = getattr(importlib.import_module(module), name)
+            print(dump(load(known, arguments[0], arguments[1:])), end="")
+            return 0
+        return run(*arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not _expected(error):
+            raise
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+
+
 def _expected(error: Exception) -> bool:
     """Whether the user's input is at fault, so that a message serves better than a traceback."""
     from xlcm.config import ConfigError
     from xlcm.data.manifest import DataError
 
-    return isinstance(error, ConfigError | DataError | FileNotFoundError)
+    return isinstance(error, ConfigError | DataError | FileNotFoundError | FloatingPointError)
 
 
 if __name__ == "__main__":

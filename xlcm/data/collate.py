@@ -32,6 +32,7 @@ class Collator:
         augment: random changes before the transform.
         seed: with it, the epoch and the row, every draw is fixed.
         slot_view: the view whose captions the rows' slots number; None: captions are drawn.
+        only: the views that are tokenised; None: all.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Collator:
         augment: Augment | None = None,
         seed: int = 0,
         slot_view: str | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         self.dataset = dataset
         self.views = views
@@ -52,6 +54,7 @@ class Collator:
         self.augment = augment if augment is not None and augment.active else None
         self.seed = seed
         self.slot_view = slot_view
+        self.only = tuple(views.views if only is None else only)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Return the batch of these rows.
@@ -66,12 +69,13 @@ class Collator:
             names.append(item.id)
             drawn.append(self._captions(item, row, random))
             visuals.append(self._visual(row.item, random))
+        visual = stack_visuals(visuals) if self.transform is None else Visual(torch.stack(visuals))
         return Batch(
             ids=torch.tensor([row.item for row in rows], dtype=torch.int64),
-            visual=_stack(visuals) if self.transform is None else Visual(torch.stack(visuals)),
+            visual=visual,
             text={
                 name: self.tokenizer([c[name].text for c in drawn], [c[name].lang for c in drawn])
-                for name in self.views.views
+                for name in self.only
             },
             names=tuple(names),
         )
@@ -98,7 +102,7 @@ def pick_view(features: Tensor | Sequence[Tensor], random: np.random.Generator) 
     return features[int(random.integers(len(features)))]
 
 
-def _stack(features: Sequence[Tensor]) -> Visual:
+def stack_visuals(features: Sequence[Tensor]) -> Visual:
     """Pad frame or region features `(T, D)` to the longest; stack pooled ones `(D,)`."""
     if features[0].ndim == 1:
         return Visual(features=torch.stack(list(features)))

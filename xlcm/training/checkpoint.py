@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,7 @@ def save(
     """Write the checkpoint of a step; every process must call it.
 
     Args:
+        accelerator: knows which process writes.
         folder: of all checkpoints of the run.
         step: optimiser steps done.
         model: as prepared by accelerate.
@@ -61,8 +62,8 @@ def save(
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             tensors, plain = flatten(moments)
-            _write_tensors(weights, aside / "model.safetensors")
-            _write_tensors(tensors, aside / "optimizer.safetensors")
+            write_tensors(weights, aside / "model.safetensors")
+            write_tensors(tensors, aside / "optimizer.safetensors")
             sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
             content = {"format": FORMAT, "step": step, "files": sizes}
             write_text(
@@ -131,7 +132,11 @@ def load(
     inner = getattr(optimizer, "optimizer", optimizer)
     try:
         set_state_dict(
-            model, inner, model_state_dict=weights, optim_state_dict=moments, options=options
+            model,
+            inner,
+            model_state_dict=cast("dict[str, Any]", weights),
+            optim_state_dict=moments,
+            options=options,
         )
     except (RuntimeError, KeyError) as error:
         raise ValueError(
@@ -172,11 +177,15 @@ def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
     return skeleton
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    """Write tensors aside, flush them to the disk and rename them over `path`."""
     # copies, because safetensors refuses tensors that share memory (tied embeddings)
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path)
-    with path.open("rb") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, aside)
+    with aside.open("rb") as file:
         os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ def parameter_groups(method: nn.Module, config: OptimConfig) -> list[dict[str, A
 
     Args:
         method: has a `retriever`; its `image` and `text` towers have `layers()`.
+        config: rates and decay.
 
     Raises:
         ValueError: if an `lr_scale` prefix fits no parameter, or nothing is trained.
@@ -90,6 +91,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig, drops: int = 0) -> flo
     Args:
         step: steps done.
         steps: of the whole run.
+        config: warm-up and schedule.
         drops: how often a plateau was met.
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps

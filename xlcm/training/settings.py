@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from xlcm.config import Section, part_field
 from xlcm.data.batching import SameImage
 from xlcm.data.transforms import Augment
 from xlcm.data.views import View
+from xlcm.evaluation.evaluate import EvaluationConfig
 from xlcm.registry import datasets, methods, models
 
 Positive = Annotated[int, Field(gt=0)]
@@ -136,30 +137,6 @@ class RunConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
-    """How a model is judged.
-
-    Args:
-        langs: languages of the queries; None: every language of the split.
-        origins: which captions are queries.
-        source_lang: the language that gaps are measured to.
-        gallery: `all` images of the split, or only those `captioned` in the query's language.
-        batch_size: images or captions encoded at once.
-        bootstrap: resamples for the 95 % intervals.
-        sheet_langs: languages shown on the sheet of found pictures; None: all, at most six.
-        sheet_queries: queries a language on the sheet; 0: no sheet.
-    """
-
-    langs: list[str] | None = None
-    origins: list[Literal["human", "mt", "back"]] = ["human"]
-    source_lang: str = "en"
-    gallery: Literal["all", "captioned"] = "all"
-    batch_size: Positive = 256
-    bootstrap: Count = 1000
-    sheet_langs: list[str] | None = None
-    sheet_queries: Count = 2
-
-
 class TrainConfig(Section):
     """A whole training run: `recipes/train.py`."""
 
@@ -169,7 +146,3 @@ class TrainConfig(Section):
     optim: OptimConfig = OptimConfig()
     run: RunConfig
     evaluation: EvaluationConfig = EvaluationConfig()
-
-    def stage(self) -> dict[str, Any]:
-        """Return the sections as plain data, for saving with a checkpoint."""
-        return self.model_dump(mode="json")

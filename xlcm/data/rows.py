@@ -1,0 +1,177 @@
+"""Before the first step: open the splits, find what can't be used, count the rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from xlcm.config import build
+from xlcm.data.bad_rows import find_bad_rows, find_overlap
+from xlcm.data.dataset import Dataset, ManifestDataset
+from xlcm.data.faults import Fault
+from xlcm.data.manifest import DataError
+from xlcm.data.subset import Subset
+from xlcm.data.views import View, Views, lacks
+from xlcm.registry import datasets
+
+TOKENIZER_ITEMS = 50_000  # that a tokenizer is trained on: more bring it nothing
+
+
+def open_splits(
+    specs: Sequence[dict[str, Any]],
+    *,
+    visual: Literal["image", "features"],
+    on_error: Literal["raise", "skip"] = "raise",
+    max_skipped: float = 0.01,
+    workers: int = 1,
+) -> tuple[list[Dataset], list[Fault]]:
+    """Open datasets and see to their faults; the first is the training split.
+
+    `raise` looks at text, ids and overlap now and at pictures when they are loaded; `skip` opens
+    every picture or feature once, and leaves bad items and captions out from the start, so that
+    the others train as if the bad ones were absent.
+
+    Args:
+        specs: of the `datasets` registry.
+        visual: what will be read.
+        on_error: what to do with faults.
+        max_skipped: share of items with a fault, of any split, above which `skip` stops too.
+        workers: processes that decode.
+
+    Returns:
+        The datasets, and the faults of what was left out.
+
+    Raises:
+        DataError: for faults, each with file and line.
+    """
+    opened: list[Dataset] = [build(datasets, spec) for spec in specs]
+    manifests = [d for d in opened if isinstance(d, ManifestDataset)]
+    overlap: list[Fault] = []
+    if isinstance(opened[0], ManifestDataset):
+        overlap = find_overlap(opened[0], *(d for d in manifests if d is not opened[0]))
+    skipped: list[Fault] = []
+    for position, dataset in enumerate(opened):
+        if not isinstance(dataset, ManifestDataset):
+            continue
+        looked_at = visual if on_error == "skip" else "none"
+        faults = find_bad_rows(dataset, visual=looked_at, workers=workers)
+        faults += overlap if position == 0 else []
+        if faults and on_error == "raise":
+            raise DataError(_listed(dataset, faults) + "; data.on_error=skip leaves them out")
+        bad = {fault.where for fault in faults}
+        if len(bad) > max_skipped * len(dataset):
+            share = len(bad) / max(len(dataset), 1)
+            raise DataError(
+                f"{_listed(dataset, faults)}: {share:.1%} of its items, more than "
+                f"data.max_skipped={max_skipped:.1%}"
+            )
+        if faults:
+            opened[position] = _without(dataset, faults)
+            skipped += faults
+    return opened, skipped
+
+
+def _without(dataset: ManifestDataset, faults: Sequence[Fault]) -> Subset:
+    lines = {fault.where for fault in faults if fault.caption is None}
+    captions = {fault.caption for fault in faults if fault.caption is not None}
+    kept = [i for i in range(len(dataset)) if dataset.manifest.where(i) not in lines]
+    return Subset(dataset, kept, captions)
+
+
+def _listed(dataset: Dataset, faults: Sequence[Fault]) -> str:
+    shown = "\n  ".join(f"{fault.where}: {fault.message}" for fault in faults[:5])
+    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return (
+        f"{len(faults)} fault(s) in {dataset.name}, split {dataset.split!r} "
+        f"(`xlcm data check` lists all):\n  {shown}{more}\n"
+    ).rstrip()
+
+
+@dataclass
+class Rows:
+    """What an epoch goes over.
+
+    Args:
+        dataset: without items that lack a view, if those are to be dropped.
+        views: knows how common each language is.
+        slots: `(items,)` rows of each item in an epoch.
+        lengths: `(items,)` mean characters of its captions of the first view; None if not asked.
+        dropped: ids of items without a caption for some view.
+        slot_view: the view that slots count; None: one row an item.
+    """
+
+    dataset: Dataset
+    views: Views
+    slots: np.ndarray
+    lengths: np.ndarray | None
+    dropped: list[str]
+    slot_view: str | None
+
+
+def survey(
+    dataset: Dataset,
+    views: dict[str, View],
+    *,
+    rows: Literal["item", "caption"] = "item",
+    incomplete: Literal["error", "drop"] = "error",
+    lengths: bool = False,
+) -> Rows:
+    """Look once at every item's captions; at one only where a dataset says that all are alike.
+
+    Args:
+        dataset: the training split.
+        views: of the method.
+        rows: one row an item, or one for each caption of the first view.
+        incomplete: what to do with items that lack a view.
+        lengths: measure captions, for length buckets.
+
+    Raises:
+        DataError: naming view, item and the way out; or if nothing is left.
+    """
+    draw = Views(views)
+    first = next(iter(draw.views))
+    alike = getattr(dataset, "uniform", False) and not lengths
+    counts: Counter[str] = Counter()
+    slots, sizes, kept, dropped = [], [], [], []
+    for index in range(1 if alike else len(dataset)):
+        item = dataset[index]
+        fitting = draw.candidates(item)
+        missing = [name for name, captions in fitting.items() if not captions]
+        if missing:
+            if incomplete == "error":
+                raise DataError(lacks(item, missing[0], draw.views[missing[0]]))
+            dropped.append(item.id)
+            continue
+        kept.append(index)
+        slots.append(len(fitting[first]) if rows == "caption" else 1)
+        sizes.append(float(np.mean([len(c.text) for c in fitting[first]])))
+        for captions in fitting.values():
+            counts.update(caption.lang for caption in captions)
+    if not kept:
+        raise DataError(
+            f"{dataset.name}, split {dataset.split!r}: no item has captions for all of the views "
+            f"{', '.join(views)}"
+        )
+    if alike:
+        slots = slots * len(dataset)
+    return Rows(
+        dataset=Subset(dataset, kept) if dropped else dataset,
+        views=Views(views, counts),
+        slots=np.array(slots, dtype=np.int32),
+        lengths=np.array(sizes) if lengths else None,
+        dropped=dropped,
+        slot_view=first if rows == "caption" else None,
+    )
+
+
+def training_texts(dataset: Dataset, views: Views) -> Iterator[str]:
+    """Yield the captions that training may see, of at most 50,000 items spread over the data."""
+    step = max(1, len(dataset) // TOKENIZER_ITEMS)
+    for index in range(0, len(dataset), step):
+        for captions in views.candidates(dataset[index]).values():
+            for caption in captions:
+                yield caption.text

@@ -1,0 +1,346 @@
+"""The one training loop: resume, step, guard, log, evaluate, save. Read it from top to bottom.
+
+It knows the `Method` protocol and nothing else of a method. Random draws of a step are a function
+of the seed, the step and the process, so that a checkpoint needs no generator states and a
+resumed run equals an unbroken one bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from xlcm.data.collate import TrainLoader
+from xlcm.distributed import world
+from xlcm.evaluation.report import RetrievalReport
+from xlcm.methods.base import Method
+from xlcm.training import checkpoint
+from xlcm.training.optim import build_optimizer, lr_factor, set_lr
+from xlcm.training.settings import OptimConfig, RunConfig
+from xlcm.training.tracking import Journal
+
+Evaluate = Callable[[Any], RetrievalReport]
+
+
+@dataclass
+class Progress:
+    """What a checkpoint knows beside weights and moments."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = -math.inf
+    since_best: int = 0
+    drops: int = 0
+    nonfinite: int = 0
+    nonfinite_in_row: int = 0
+    data: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Trained:
+    """What `fit` leaves.
+
+    Args:
+        retriever: with the best weights, on every process.
+        progress: where the run ended.
+        interrupted: a signal ended it; the same command continues.
+    """
+
+    retriever: Any
+    progress: Progress
+    interrupted: bool = False
+
+
+def fit(
+    accelerator: Accelerator,
+    method: Method,
+    loader: TrainLoader,
+    optim: OptimConfig,
+    run: RunConfig,
+    *,
+    evaluate: Evaluate | None = None,
+) -> Trained:
+    """Train a method; every process calls it.
+
+    Args:
+        accelerator: knows processes, devices and precision.
+        method: not yet prepared.
+        loader: this process's batches.
+        optim: optimiser and schedule.
+        run: length, checkpoints, guards.
+        evaluate: gives the validation report of a retriever; None: the last weights are kept.
+
+    Raises:
+        ValueError: for parameters without gradient, or a checkpoint that doesn't fit.
+        FloatingPointError: after `run.max_nonfinite` bad steps in a row.
+    """
+    output = Path(str(run.output))
+    steps = run.steps or math.ceil((run.epochs or 0) * loader.batches_per_epoch / run.accumulate)
+    eval_every = run.eval_every or max(loader.batches_per_epoch // run.accumulate, 1)
+    save_every = run.save_every or eval_every
+
+    plain = method  # the method below DDP's wrapper
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    shadow = copy.deepcopy(method.retriever) if sharded else None
+    method.to(accelerator.device)
+    optimizer = build_optimizer(method, optim)
+    method, optimizer = accelerator.prepare(method, optimizer)
+
+    progress = Progress()
+    folder = output / "checkpoints"
+    found, faults = checkpoint.newest_good(folder)
+    for fault in faults:
+        accelerator.print(fault)
+    if found is not None:
+        _, state = checkpoint.load(found, method, optimizer)
+        progress = Progress(**state)
+        loader.load_state_dict(progress.data)
+        accelerator.print(f"continuing from {found}")
+    journal = Journal(accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every)
+    batches = iter(loader)
+    method.train()
+
+    with _signals() as asked_to_stop:
+        while progress.step < steps:
+            begin, waited = time.monotonic(), 0.0
+            factor = lr_factor(progress.step, steps, optim, progress.drops)
+            set_lr(optimizer, optim.lr * factor)
+            _seed(run.seed, progress.step, accelerator.process_index)
+
+            # -- forward and backward, run.accumulate times ------------------------------------
+            figures: torch.Tensor | None = None
+            names: list[str] = []
+            for part in range(run.accumulate):
+                at = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - at
+                names += batch.names
+                last = part == run.accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(method):
+                    terms = method(batch.to(accelerator.device, non_blocking=True))
+                    loss = plain.total(terms)
+                    accelerator.backward(loss / run.accumulate)
+                stop = loss.new_tensor(float(asked_to_stop()))
+                row = torch.stack([t.detach().float() for t in (*terms.values(), loss, stop)])
+                figures = row if figures is None else figures + row
+            assert figures is not None
+            if progress.step == 0:
+                _refuse_unused(method)
+
+            # -- guard: the mean over processes is finite only if all are, so all agree ---------
+            norm = accelerator.clip_grad_norm_(method.parameters(), optim.clip_norm or float("inf"))
+            figures = accelerator.reduce(figures / run.accumulate, reduction="mean")
+            *values, loss_value, stop_value = figures.tolist()
+            scaled = accelerator.scaler is not None  # fp16: the scaler sees to its own overflows
+            good = math.isfinite(loss_value) and (scaled or math.isfinite(float(norm)))
+            if good:
+                optimizer.step()
+                plain.retriever.clamp_()
+                progress.nonfinite_in_row = 0
+            optimizer.zero_grad()
+            progress.step += 1
+            progress.data = loader.state_dict()
+
+            # -- log ---------------------------------------------------------------------------
+            step = progress.step
+            if good:
+                logged = {
+                    "loss": loss_value,
+                    **dict(zip(terms, values)),
+                    "lr": optim.lr * factor,
+                    "grad_norm": float(norm),
+                    "scale": float(plain.retriever.scale.detach()),
+                }
+                items = run.global_batch * run.accumulate
+                seconds = time.monotonic() - begin
+                journal.step(step, logged, items=items, seconds=seconds, waited=waited)
+            else:
+                _nonfinite(accelerator, journal, progress, run, names, loss_value, float(norm))
+
+            # -- evaluate ----------------------------------------------------------------------
+            stop_early = False
+            if evaluate is not None and (step % eval_every == 0 or step == steps):
+                at = time.monotonic()
+                report = evaluate(_current(method, plain, shadow))
+                method.train()
+                stop_early = _judge(report, progress, optim, run)
+                if progress.best_step == step:
+                    state_dict = _current(method, plain, shadow).state_dict()
+                    if accelerator.is_main_process:
+                        checkpoint.write_tensors(state_dict, folder / "best.safetensors")
+                _log_report(journal, report, progress, time.monotonic() - at)
+                journal.pause()
+
+            # -- save --------------------------------------------------------------------------
+            stopping = stop_early or stop_value > 0
+            if step % save_every == 0 or step == steps or stopping:
+                checkpoint.save(
+                    accelerator, folder, step, method, optimizer, asdict(progress),
+                    run.keep_checkpoints,
+                )  # fmt: skip
+                journal.pause()
+            if stopping:
+                interrupted = stop_value > 0 and not stop_early
+                why = "a signal" if interrupted else f"{run.patience} evaluations without a gain"
+                journal.say(f"stopped at step {step} after {why}")
+                if interrupted:
+                    return Trained(plain.retriever, progress, interrupted=True)
+                break
+
+    retriever = _current(method, plain, shadow)
+    best = folder / "best.safetensors"
+    accelerator.wait_for_everyone()
+    if evaluate is not None and best.is_file():
+        retriever.load_state_dict(load_file(best))
+    return Trained(retriever, progress)
+
+
+def announce(loader: TrainLoader, run: RunConfig, method: Method) -> str:
+    """Return the first line of a run: rows, right answers and negatives that each row sees."""
+    batches = loader.stream.batching.batches(0)[:50, :, 0]
+    right = float(np.mean([np.mean(np.unique(b, return_counts=True)[1] ** 2) * len(np.unique(b))
+                           / len(b) for b in batches]))  # fmt: skip
+    each = run.global_batch // world()
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in method.parameters())
+    return (
+        f"global batch {run.global_batch} = {world()} x {each} rows; each image sees "
+        f"{run.global_batch} captions a view: {right:.2f} right on average, "
+        f"{run.global_batch - right:.2f} negatives; {loader.batches_per_epoch} batches an epoch; "
+        f"{trained / 1e6:.2f} of {total / 1e6:.2f} M parameters are trained"
+    )
+
+
+def _seed(seed: int, step: int, process: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
+
+
+def _refuse_unused(method: nn.Module) -> None:
+    unused = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    if unused and not _is_sharded(method):
+        shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+        raise ValueError(
+            f"these parameters got no gradient in the first step: {shown}. Freeze them, or give "
+            "the loss that trains them a weight (for the temperature: model.learn_temperature)"
+        )
+
+
+def _is_sharded(method: nn.Module) -> bool:
+    return any(
+        hasattr(p, "device_mesh") or "_flat_param" in n for n, p in method.named_parameters()
+    )
+
+
+def _current(method: nn.Module, plain: Method, shadow: nn.Module | None) -> Any:
+    """Return the retriever with the weights of now; under FSDP a whole copy of it."""
+    if shadow is None:
+        return plain.retriever
+    options = StateDictOptions(full_state_dict=True)
+    whole: dict[str, Any] = get_model_state_dict(method, options=options)
+    prefix = "retriever."
+    shadow.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+    )
+    return shadow.to(next(iter(whole.values())).device)
+
+
+def _judge(report: RetrievalReport, progress: Progress, optim: OptimConfig, run: RunConfig) -> bool:
+    """Note whether this is the best yet; return whether patience has run out."""
+    if report.sum_r_mean > progress.best_score:
+        progress.best_score, progress.best_step = report.sum_r_mean, progress.step
+        progress.since_best = 0
+    else:
+        progress.since_best += 1
+        if optim.schedule == "plateau" and progress.since_best % optim.plateau_patience == 0:
+            progress.drops += 1
+    return bool(run.patience) and progress.since_best >= run.patience
+
+
+def _log_report(
+    journal: Journal, report: RetrievalReport, progress: Progress, seconds: float
+) -> None:
+    langs = {lang: round(value, 3) for lang, value in report.sum_r.items()}
+    direction = report.directions[0]
+    first = {lang: round(report.result(lang, direction).r1, 3) for lang in langs}
+    journal.write(
+        {"step": progress.step, "kind": "eval", "sum_r": langs, "r1": first,
+         "sum_r_mean": round(report.sum_r_mean, 3)}
+    )  # fmt: skip
+    shown = "  ".join(f"{lang} {value:.1f}" for lang, value in langs.items())
+    mark = "  (best so far)" if progress.best_step == progress.step else ""
+    journal.say(f"step {progress.step}  SumR on {report.split}: {shown}  in {seconds:.1f} s{mark}")
+
+
+def _nonfinite(
+    accelerator: Accelerator,
+    journal: Journal,
+    progress: Progress,
+    run: RunConfig,
+    names: list[str],
+    loss: float,
+    norm: float,
+) -> None:
+    """Skip, count and name a step that no process may take."""
+    progress.nonfinite += 1
+    progress.nonfinite_in_row += 1
+    everyone = _names_of_all(names)
+    said = f"step {progress.step}: loss {loss}, gradient norm {norm}: skipped"
+    journal.write(
+        {"step": progress.step, "kind": "nonfinite", "loss": str(loss), "grad_norm": str(norm),
+         "rows": everyone}
+    )  # fmt: skip
+    journal.say(f"{said}; rows {', '.join(everyone[:8])} ... (all in {journal.path.name})")
+    if progress.nonfinite_in_row >= run.max_nonfinite:
+        accelerator.wait_for_everyone()
+        raise FloatingPointError(
+            f"{run.max_nonfinite} steps in a row were not finite, the last one step "
+            f"{progress.step} with rows {', '.join(everyone[:8])} ...; see {journal.path}. Lower "
+            "optim.lr, use bf16 instead of fp16, or look at these rows"
+        )
+
+
+def _names_of_all(names: list[str]) -> list[str]:
+    if world() == 1:
+        return names
+    everyone: list[list[str] | None] = [None] * world()
+    torch.distributed.all_gather_object(everyone, names)
+    return [name for some in everyone for name in some or ()]
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGTERM or SIGINT into a wish to stop; a second one acts as always."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.getsignal(number)
+            signal.signal(number, ask)
+    except ValueError:  # not the main thread: signals are not ours
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, handler)

@@ -1,0 +1,254 @@
+"""What surrounds the loop: folder and processes, data and model, and what is left at the end."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from xlcm.config import ConfigError, build, dump
+from xlcm.data.bad_rows import write_skipped
+from xlcm.data.batching import Batching, RowStream
+from xlcm.data.collate import Collator, TrainLoader
+from xlcm.data.dataset import Dataset
+from xlcm.data.rows import Rows, open_splits, survey, training_texts
+from xlcm.encoders.tokenizer import prepare_tokenizer
+from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate
+from xlcm.evaluation.plots import save_plots
+from xlcm.evaluation.report import RetrievalReport
+from xlcm.methods.base import Method
+from xlcm.registry import methods, models
+from xlcm.training import checkpoint
+from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
+
+MAY_CHANGE = {
+    "run": {"output", "name", "steps", "epochs", "log_every", "eval_every", "save_every",
+            "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers"},
+    "data": {"workers", "test"},
+}  # fmt: skip
+"""Keys that a run may be continued with other values of; `evaluation` may change altogether."""
+
+
+def start(config: TrainConfig) -> Accelerator:
+    """Open the run's folder and the processes; write the resolved config.
+
+    Raises:
+        ConfigError: if the folder holds a run of another config, or one that may not be resumed.
+    """
+    run = config.run
+    accelerator = Accelerator(
+        mixed_precision="no" if run.precision == "fp32" else run.precision,
+        log_with=list(run.trackers) or None,
+        project_dir=run.output,
+    )
+    if run.precision == "bf16" and accelerator.device.type == "cpu" and not _bf16_on_cpu():
+        warnings.warn(
+            "run.precision=bf16: this processor has no bf16 instructions, which makes it many "
+            "times slower than fp32",
+            stacklevel=2,
+        )
+    output = Path(str(run.output))
+    kept = output / "config.yaml"
+    going, _ = checkpoint.newest_good(output / "checkpoints")
+    if going is not None:
+        if run.resume == "never":
+            raise ConfigError(
+                f"{output} holds a run with checkpoints and run.resume is `never`: give another "
+                "run.output, or run.resume=auto to continue it"
+            )
+        if kept.is_file():
+            _same_run(yaml.safe_load(kept.read_text(encoding="utf-8")), config, output)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(kept, dump(config))
+    if run.trackers:
+        accelerator.init_trackers(run.name, config=_flat(config.model_dump(mode="json")))
+    torch.manual_seed(run.seed)
+    return accelerator
+
+
+def _bf16_on_cpu() -> bool:
+    asked = [
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return any(ask() for ask in asked if ask is not None)
+
+
+def _same_run(old: dict[str, Any], config: TrainConfig, output: Path) -> None:
+    before, now = _flat(old), _flat(config.model_dump(mode="json"))
+    changed = []
+    for key in sorted({*before, *now}):
+        section, _, rest = key.partition(".")
+        free = section == "evaluation" or rest.split(".")[0] in MAY_CHANGE.get(section, ())
+        if not free and before.get(key) != now.get(key):
+            changed.append(f"{key}: {before.get(key)!r} -> {now.get(key)!r}")
+    if changed:
+        raise ConfigError(
+            f"{output} holds a run with another config ({'; '.join(changed[:6])}): give another "
+            "run.output, or go back to the old values to continue it"
+        )
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {
+            k: v for key, value in tree.items() for k, v in _flat(value, f"{path}{key}.").items()
+        }
+    return {path.rstrip("."): tree if isinstance(tree, int | float | str | bool) else str(tree)}
+
+
+@dataclass
+class Data:
+    """The splits of a run.
+
+    Args:
+        rows: of the training split.
+        val: for choosing the best checkpoint.
+        test: for the report.
+    """
+
+    rows: Rows
+    val: Dataset | None
+    test: Dataset | None
+
+
+def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
+    """Open the splits, see to their faults, count the rows; tell what was left out.
+
+    Raises:
+        DataError: naming file and line.
+        ConfigError: if a view of the method is missing.
+    """
+    data = config.data
+    specs = {name: getattr(data, name) for name in ("train", "val", "test")}
+    specs = {name: spec for name, spec in specs.items() if spec is not None}
+    visual = "features" if config.model["image"]["name"] == "features" else "image"
+    with accelerator.main_process_first():  # the others read what the first one remembered
+        opened, skipped = open_splits(
+            list(specs.values()),
+            visual=visual,  # type: ignore[arg-type]
+            on_error=data.on_error,
+            max_skipped=data.max_skipped,
+            workers=max(data.workers, 1),
+        )
+    splits = dict(zip(specs, opened))
+    rows = survey(
+        splits["train"],
+        data.views,
+        rows=data.rows,
+        incomplete=data.incomplete,
+        lengths=data.length_buckets > 0,
+    )
+    output = Path(str(config.run.output))
+    if accelerator.is_main_process and data.on_error == "skip":
+        write_skipped(skipped, output / "skipped.jsonl")
+        print(f"{len(skipped)} fault(s) skipped, listed in {output / 'skipped.jsonl'}")
+    if rows.dropped:
+        accelerator.print(
+            f"{len(rows.dropped)} items lack a caption for some view and are left out, such as "
+            f"{', '.join(rows.dropped[:3])}"
+        )
+    return Data(rows, splits.get("val"), splits.get("test"))
+
+
+def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> Method:
+    """Train the tokenizer if need be, build the model with its weights and the method on it.
+
+    Raises:
+        ConfigError: if the method needs a view that `data.views` lacks.
+        FileNotFoundError: if weights or a tokenizer can't be had.
+    """
+    folder = Path(str(config.run.output)) / "tokenizer"
+    spec = [config.model]
+    if accelerator.is_main_process:
+        spec = [
+            prepare_tokenizer(
+                config.model, lambda: training_texts(rows.dataset, rows.views), folder
+            )
+        ]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(spec)
+    model = build(models, spec[0])
+    model.load_weights()
+    method: Method = build(methods, config.method, model)
+    missing = [view for view in method.views if view not in config.data.views]
+    if missing:
+        raise ConfigError(
+            f"method {config.method['name']!r} needs data.views.{missing[0]}; "
+            f"there are {', '.join(config.data.views)}"
+        )
+    return method
+
+
+def build_loader(
+    accelerator: Accelerator, data: DataConfig, run: RunConfig, rows: Rows, method: Method
+) -> TrainLoader:
+    """Return this process's endless batches, with only the views that the method uses."""
+    batching = Batching(
+        rows.slots,
+        run.global_batch,
+        seed=run.seed,
+        same_image=data.same_image,
+        lengths=rows.lengths,
+        bucket_batches=data.length_buckets,
+    )
+    collate = Collator(
+        rows.dataset,
+        rows.views,
+        method.retriever.text.tokenizer,
+        method.retriever.image.transform,
+        augment=data.augment,
+        seed=run.seed,
+        slot_view=rows.slot_view,
+        only=method.views,
+    )
+    return TrainLoader(
+        RowStream(batching, accelerator.process_index, accelerator.num_processes),
+        collate,
+        workers=data.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def validate(config: TrainConfig, data: Data, retriever: Any) -> RetrievalReport:
+    """Return the validation report, without intervals: it only picks the best checkpoint."""
+    assert data.val is not None
+    quick = config.evaluation.model_copy(update={"bootstrap": 0})
+    return evaluate(retriever, data.val, quick, workers=config.data.workers, progress=False).report
+
+
+def finish(
+    accelerator: Accelerator, config: TrainConfig, data: Data, retriever: Any
+) -> SplitResult | None:
+    """Evaluate on the test split; leave model, report, plots and the sheet of found pictures."""
+    judged = data.test or data.val
+    output = Path(str(config.run.output))
+    result = None
+    if judged is not None:
+        result = evaluate(
+            retriever, judged, config.evaluation, workers=config.data.workers, top_k=SHEET_COLUMNS
+        )
+    if accelerator.is_main_process:
+        report = None
+        if result is not None:
+            result.report.save(output)
+            report = result.report.to_dict()
+            result.save_sheet(output / "plots" / "sheet.png", config.evaluation)
+        retriever.save_pretrained(
+            output / "model",
+            report=report,
+            languages=data.rows.views.langs,
+            about={"method": config.method["name"], "data": data.rows.dataset.name},
+            title=config.run.name,
+        )
+        save_plots(output)
+    accelerator.wait_for_everyone()
+    return result
