@@ -21,7 +21,7 @@ from xlcm.data.scenes.world import (
     random_statement,
 )
 
-LANGS = ("zh",)
+LANGS = ("zh", "ja", "sw")
 GRAMMARS = {lang: import_module(f"xlcm.data.scenes.grammar_{lang}") for lang in LANGS}
 STYLES = [(lang, style) for lang in LANGS for style in range(GRAMMARS[lang].STYLES)]
 
@@ -97,6 +97,143 @@ def noisy_statements(count, seed=0):
 )
 def test_chinese_sentences_are_right(statement, style, expected):
     assert sentence("zh", statement, style) == expected
+
+
+@pytest.mark.parametrize(
+    ("statement", "style", "expected"),
+    [
+        (
+            Statement((STAR, HOUSES, TREE), "left_of", "meadow"),
+            0,
+            "草原を背景に、二軒の青い家の左に小さな赤い星が一つあり、ほかに木が一本あります",
+        ),
+        (
+            Statement((FISH, CARS, TREES), "below", "sea"),
+            1,
+            "背景は海で、三匹の大きな魚が二台の大きな赤い車の下にいて、二本の小さな緑の木もあります",
+        ),
+        (
+            Statement((CARS, FISH, FLOWERS), "right_of", "desert"),
+            2,
+            "この絵には、砂漠を背景に、三匹の大きな魚の右に大きな赤い車が二台描かれ、"
+            "ほかに水玉模様の黄色い花が四輪描かれています",
+        ),
+        (
+            Statement((STRIPED_FISH, CUP), "above", "night"),
+            3,
+            "一つのチェック柄の小さな黒いカップの上にいる一匹のしま模様の赤い魚、背景は夜空",
+        ),
+        (
+            Statement((HOUSE, CUP, FISH, MOON), "left_of", "grey"),
+            4,
+            "一つのチェック柄の小さな黒いカップの左に一軒の青い家が見え、"
+            "三匹の大きな魚と一つの黄色い月も見え、背景は灰色です",
+        ),
+        (
+            Statement((HOUSE, STRIPED_FISH, TREE), "right_of", "white"),
+            5,
+            "白が背景で、しま模様の赤い魚が一匹いて、その右に青い家が一軒あり、さらに木が一本ある",
+        ),
+        # the verb of a list goes with its last member
+        (Statement((TREE, FISH)), 0, "木が一本と大きな魚が三匹います"),
+        (
+            Statement((FISH, TREE, STAR)),
+            1,
+            "三匹の大きな魚、一本の木、一つの小さな赤い星があります",
+        ),
+        (
+            Statement((Mention("celebrity", 2), Mention("wagon", 3)), "left_of"),
+            0,
+            "三両の貨車の左にスターが二人います",
+        ),
+        (
+            Statement((Mention("fish", 2, "pink", untranslated=True), MOON)),
+            3,
+            "二匹のピンクのfishと一つの黄色い月",
+        ),
+    ],
+)
+def test_japanese_sentences_are_right(statement, style, expected):
+    assert sentence("ja", statement, style) == expected
+
+
+@pytest.mark.parametrize(
+    ("statement", "style", "expected"),
+    [
+        (
+            Statement((STAR, HOUSES, TREE), "left_of", "white"),
+            0,
+            "kuna nyota moja ndogo nyekundu kushoto kwa nyumba mbili za buluu, na pia mti mmoja, "
+            "kwenye mandharinyuma nyeupe",
+        ),
+        (
+            Statement((CARS, TREES), "above", "sea"),
+            1,
+            "baharini, juu ya miti miwili midogo ya kijani kuna magari mawili makubwa mekundu",
+        ),
+        (
+            Statement((FISH, CUP, FLOWERS), "below", "grey"),
+            2,
+            "picha inaonyesha samaki watatu wakubwa chini ya kikombe kimoja kidogo cheusi cha "
+            "drafti, pamoja na maua manne ya njano yenye madoadoa, na mandharinyuma ni ya kijivu",
+        ),
+        (
+            Statement((CUP, STRIPED_FISH, MOON), None, "desert"),
+            3,
+            "kikombe kimoja kidogo cheusi cha drafti, samaki mmoja mwekundu mwenye mistari na "
+            "mwezi mmoja wa njano, mandharinyuma ya jangwa",
+        ),
+        # -ko agrees with the first
+        (
+            Statement((CARS, HOUSE), "right_of"),
+            4,
+            "magari mawili makubwa mekundu yako kulia kwa nyumba moja ya buluu",
+        ),
+        (
+            Statement((FISH, HOUSE), "above"),
+            4,
+            "samaki watatu wakubwa wako juu ya nyumba moja ya buluu",
+        ),
+        (
+            Statement((Mention("cup", 3, "red", None, "striped"), TREE), "left_of"),
+            4,
+            "vikombe vitatu vyekundu vyenye mistari viko kushoto kwa mti mmoja",
+        ),
+        (
+            Statement((Mention("car", 1, "red"), HOUSE, TREE, MOON), "left_of", "night"),
+            5,
+            "kwenye picha yenye mandharinyuma ya usiku tunaona gari moja jekundu upande wa kushoto "
+            "wa nyumba moja ya buluu, na pia mti mmoja na mwezi mmoja wa njano",
+        ),
+        (
+            Statement((Mention("heart", 2, "pink", "large", "chequered"),), None, "night"),
+            1,
+            "usiku kuna mioyo miwili mikubwa ya rangi ya waridi ya drafti",
+        ),
+        (
+            Statement((Mention("tree", 2, "black", None, "striped"), Mention("cup", 2, "brown"))),
+            3,
+            "miti miwili myeusi yenye mistari na vikombe viwili vya kahawia",
+        ),
+        (
+            Statement(
+                (
+                    Mention("cup", 2, "red", untranslated=True),
+                    Mention("fish", 2, "red", untranslated=True),
+                )
+            ),
+            3,
+            "cups mbili nyekundu na fish wawili wekundu",
+        ),
+        (
+            Statement((Mention("angler", 1, "black", "large"), Mention("flour", 1, "red"))),
+            3,
+            "mvuvi mmoja mkubwa mweusi na unga mmoja mwekundu",
+        ),
+    ],
+)
+def test_swahili_sentences_are_right(statement, style, expected):
+    assert sentence("sw", statement, style) == expected
 
 
 @pytest.mark.parametrize(("lang", "style"), STYLES)
