@@ -248,6 +248,17 @@ def test_every_kind_of_mention_has_its_own_words(lang, style):
 
 
 @pytest.mark.parametrize(("lang", "style"), STYLES)
+def test_the_side_said_is_the_side_meant(lang, style):
+    word = dict(
+        zip(RELATIONS, ("kushoto", "kulia", "juu", "chini") if lang == "sw" else "左右上下")
+    )
+    for relation in RELATIONS:
+        said = sentence(lang, Statement((STAR, HOUSES), relation), style)
+        said = said.replace("画面上", "")  # in a picture, not above something
+        assert [name for name in RELATIONS if word[name] in said] == [relation]
+
+
+@pytest.mark.parametrize(("lang", "style"), STYLES)
 def test_relations_backgrounds_and_lists_all_differ(lang, style):
     mentions = (STAR, HOUSES, CUP, FISH)
     said = [
