@@ -93,6 +93,9 @@ def test_captions_wrong_at_a_low_rate_are_wrong_in_the_same_way_at_a_higher_one(
     assert all(high[name] == low[name] for name in wrong)
     clean = machine(scenes())
     assert all(low[name] == clean[name] for name in low if name not in wrong)
+    few = machine(scenes(noise_rate=0.2, noise_kinds=["omission"]))
+    assert [name for name, caption in few.items() if caption.noise] == wrong
+    assert all(few[name] == clean[name] for name in few if name not in wrong)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 1.0])

@@ -181,7 +181,9 @@ class Scenes:
     ) -> tuple[Caption, Caption]:
         """Return the machine's caption and its way back; both carry the same mistake."""
         random = generator("translate", self.seed, self.split, index, lang, number)
-        chance, kind = random.random(), self.noise_kinds[random.integers(len(self.noise_kinds))]
+        # as many numbers are drawn whatever the options, so that these change nothing else
+        chance, which = random.random(), random.random()
+        kind = self.noise_kinds[int(which * len(self.noise_kinds))]
         there = int(random.integers(STYLES[lang]))
         others = STYLES[source.lang] - 1
         back = (style + 1 + int(random.integers(max(others, 1)))) % STYLES[source.lang]
