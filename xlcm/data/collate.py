@@ -150,6 +150,7 @@ class TrainLoader:
             num_workers=workers,
             pin_memory=pin_memory,
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # or it would draw from the generator of the towers
         )
         self.epoch = 0
         self.batch = 0
