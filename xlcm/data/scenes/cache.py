@@ -76,9 +76,7 @@ class PictureCache:
                 return None
             self._chunks[chunk] = rows
         data = np.array(rows[row])  # one copy: the map must not be handed out
-        if zlib.crc32(data[:-CHECK].tobytes()) != int.from_bytes(
-            data[-CHECK:].tobytes(), "little"
-        ):
+        if zlib.crc32(data[:-CHECK].tobytes()) != int.from_bytes(data[-CHECK:].tobytes(), "little"):
             return None
         return data[:-CHECK].reshape(self.size, self.size, 3)
 

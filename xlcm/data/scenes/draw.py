@@ -104,5 +104,7 @@ def _paint(
     part = canvas[y : y + pixels, x : x + pixels]
     part += (face - part) * body[..., None]
     if detail.any():
-        deep = tint * 0.35 if not dark and group.colour != "black" else tint * 0.4 + 255 * 0.6
+        # dark parts get lost at night and on black, pale ones among pale stripes
+        pale = group.colour == "black" or (dark and (light or group.texture == "plain"))
+        deep = tint * 0.4 + 255 * 0.6 if pale else tint * (0.5 if dark else 0.35)
         part += (deep - part) * detail[..., None]

@@ -1,7 +1,7 @@
 """Sheets to look at: pictures with captions in every language, and every kind of noise.
 
 python -m xlcm.data.scenes.sheet --out docs/images/scenes_sheet.png
-python -m xlcm.data.scenes.sheet --noise --item 20 --out docs/images/scenes_noise.png
+python -m xlcm.data.scenes.sheet --noise --item 19 --out docs/images/scenes_noise.png
 """
 
 from __future__ import annotations
