@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import numpy as np
@@ -48,10 +49,12 @@ class Augment(Section):
 
     def _box(self, size: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
         width, height = size
-        area = random.uniform(self.crop, 1) * width * height
-        ratio = np.exp(random.uniform(-np.log(self.ratio), np.log(self.ratio))) * width / height
-        wide = int(min(max(round(np.sqrt(area * ratio)), 1), width))
-        high = int(min(max(round(np.sqrt(area / ratio)), 1), height))
+        share = random.uniform(self.crop, 1)
+        # a stronger stretch would not fit into the picture and cost area
+        most = min(math.log(self.ratio), -math.log(share))
+        stretch = math.exp(random.uniform(-most, most))
+        wide = min(math.ceil(width * math.sqrt(share * stretch)), width)
+        high = min(math.ceil(height * math.sqrt(share / stretch)), height)
         left = int(random.integers(width - wide + 1))
         top = int(random.integers(height - high + 1))
         return left, top, left + wide, top + high
