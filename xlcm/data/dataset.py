@@ -141,6 +141,9 @@ class ManifestDataset:
             found = self.store[feature_key(item)]
         except DataError as error:
             raise DataError(f"{item.where}: {error}", kind=error.kind) from error
+        if not found.isfinite().all():
+            raise DataError(f"{item.where}: features {feature_key(item)!r} in {self.store.folder} "
+                            "hold NaN or infinity", kind="feature_not_finite")  # fmt: skip
         return list(found) if self.store.kind == "views" else found
 
 
