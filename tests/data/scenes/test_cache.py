@@ -139,3 +139,21 @@ def test_rows_that_were_never_written_are_not_pictures(tmp_path):
     assert np.array_equal(found, picture)
     assert cache.get(6) is None
     assert cache.get(CHUNK + 5) is None
+
+
+def test_file_that_another_process_made_in_the_meantime_is_kept(tmp_path, monkeypatch):
+    first, second = (PictureCache(tmp_path, "train-0", 32) for _ in range(2))
+    picture = np.full((32, 32, 3), 7, np.uint8)
+    real = PictureCache._open
+
+    def overtaken(self: PictureCache, chunk: int) -> object:
+        found = real(self, chunk)
+        if self is second and found is None:
+            first.put(0, picture)  # just after the second has seen that there is no file
+        return found
+
+    monkeypatch.setattr(PictureCache, "_open", overtaken)
+    second.put(1, picture)
+    assert first.get(0) is not None
+    assert first.get(1) is not None
+    assert second.get(0) is not None

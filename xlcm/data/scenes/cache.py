@@ -89,8 +89,9 @@ class PictureCache:
         data = picture.tobytes()
         data += zlib.crc32(data).to_bytes(CHECK, "little")
         try:
+            was_there = path.exists()  # files appear whole, so one that can't be read is damaged
             if self._chunks.get(chunk) is None and self._open(chunk) is None:
-                self._create(path)
+                self._create(path, replace=was_there)
             offset = path.stat().st_size - (CHUNK - row) * self.width
             with path.open("r+b", buffering=0) as file:
                 file.seek(offset)
@@ -110,7 +111,7 @@ class PictureCache:
             return None
         return rows if rows.shape == (CHUNK, self.width) and rows.dtype == np.uint8 else None
 
-    def _create(self, path: Path) -> None:
+    def _create(self, path: Path, replace: bool) -> None:
         """Make a file of zeros aside, then name it; holes take no space on most disks."""
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".new", delete=False) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (CHUNK, self.width)}
@@ -118,7 +119,7 @@ class PictureCache:
             file.truncate(file.tell() + CHUNK * self.width)
         aside = Path(file.name)
         try:
-            if path.exists():  # it is cut short or foreign, or _open would have taken it
+            if replace:
                 aside.replace(path)
             else:
                 os.link(aside, path)  # unlike a rename, it leaves what another has just made
