@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 
 class Part:
-    """Marks an argument that another part fills: `head: Annotated[nn.Module, Part(heads, "linear")]`.
+    """Marks an argument that another part fills: `Annotated[nn.Module, Part(heads, "linear")]`.
 
     In a config it is a mapping with a `name` and the options of that part (or just the name).
 
@@ -66,8 +66,7 @@ def load(schema: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
         FileNotFoundError: if the file, or one that it extends, is missing.
     """
     tree = read(path)
-    for override in overrides:
-        _override(tree, override)
+    override(tree, overrides)
     return check(schema, tree, where=str(path))
 
 
@@ -85,8 +84,11 @@ def read(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
     parents = tree.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path}: `extends` takes a file or a list of files, got {parents!r}")
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = merge(merged, read(path.parent / parent, (*_seen, path.resolve())))
     return merge(merged, tree)
 
@@ -107,6 +109,16 @@ def merge(base: Any, over: Any) -> Any:
     }
 
 
+def override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `section.key=value` in nested dicts, the value in YAML; sections are made if need be.
+
+    Raises:
+        ConfigError: if one is not of this form, or names a place in a list that is not there.
+    """
+    for text in overrides:
+        _override(tree, text)
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -120,6 +132,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     for name in sections:
         if isinstance(here, list):
             here = here[_index(here, name, override)]
+            if not isinstance(here, dict | list):
+                raise ConfigError(f"override {override!r}: {name!r} is the value {here!r}, which "
+                                  "has no keys: give it whole")  # fmt: skip
             continue
         if isinstance(here.get(name), str):  # a part given by its name alone
             here[name] = {"name": here[name]}
@@ -233,7 +248,7 @@ def _braces(text: str) -> str:
 def _keys_at(schema: type[BaseModel], steps: Sequence[Any]) -> list[str]:
     for step in steps:
         field = schema.model_fields.get(str(step))
-        found = [t for t in _flatten(field.annotation)] if field else []
+        found = _flatten(field.annotation) if field else []
         inner = [t for t in found if inspect.isclass(t) and issubclass(t, BaseModel)]
         if field is not None and not inner:
             return []
@@ -305,9 +320,7 @@ def _field_type(hint: Any) -> Any:
     """Replace every argument marked `Part` by a checked dict, inside lists and dicts too."""
     marker = _marker(hint)
     if marker is not None:
-        checked = Annotated[
-            dict[str, Any], BeforeValidator(functools.partial(_check_part, marker.registry))
-        ]
+        checked = part_field(marker.registry)
         base = typing.get_args(hint)[0]
         return checked | None if type(None) in typing.get_args(base) else checked
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -332,6 +345,9 @@ def build(registry: Registry, spec: Any, /, *given: Any, **options: Any) -> Any:
         spec: `{"name": ..., option: value}`, or the name alone.
         given: the positional arguments that the code hands over.
         options: options that the code sets, over those of the spec.
+
+    Raises:
+        ConfigError: for a spec that is not one, or options that a part refuses together.
     """
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     return _make(registry, check_part(registry, {**spec, **options}), given)
@@ -343,7 +359,12 @@ def _make(registry: Registry, spec: Mapping[str, Any], given: Sequence[Any] = ()
     options = {k: _fill(hints[k], v) for k, v in spec.items() if k != "name"}
     if not given and _wants_positional(part):
         return functools.partial(part, **options)
-    return part(*given, **options)
+    try:
+        return part(*given, **options)
+    except ValueError as error:
+        if type(error) is not ValueError:  # such as DataError, which says more
+            raise
+        raise ConfigError(f"{registry.kind} {spec['name']!r}: {error}") from error
 
 
 def _fill(hint: Any, value: Any) -> Any:
@@ -382,7 +403,10 @@ def dump(config: BaseModel | Mapping[str, Any]) -> str:
 
 
 def part_field(registry: Registry) -> Any:
-    """Return the type of a section's key that names a part: `model: part_field(models)`."""
+    """Return the type of a key that names a part, as in `model: part_field(models)`.
+
+    In a JSON schema it is marked by `part`, the registry's kind (`xlcm.schema` expands it).
+    """
     return Annotated[
         dict[str, Any],
         BeforeValidator(functools.partial(_check_part, registry)),
