@@ -8,55 +8,22 @@ an interrupted run continues after its last shard.
 """
 
 import sys
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
 from xlcm.cli import recipe
-from xlcm.config import Section, build, load, part_field
+from xlcm.config import build, load
 from xlcm.data.dataset import ManifestDataset, feature_key
+from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError, read_manifest
-from xlcm.data.transforms import Augment
 from xlcm.distributed import gather
 from xlcm.models.encoding import bar, inference
 from xlcm.registry import image_encoders
 from xlcm.types import Visual
-
-
-class EncodeConfig(Section):
-    """What is encoded, with what, into which folder.
-
-    Args:
-        image: the encoder, with its weights.
-        manifest: whose pictures are encoded.
-        splits: which of its splits; None: all.
-        output: folder of the feature store.
-        kind: one vector a picture (`pooled`), one a place (`tokens`), or one for each of several
-            changed copies (`views`).
-        views: how many, the unchanged picture included.
-        augment: how the copies are changed.
-        seed: of the changes.
-        batch_size: pictures at once for each process.
-        workers: loading processes.
-        shard_items: pictures a shard: an interruption costs at most one.
-    """
-
-    image: part_field(image_encoders)  # type: ignore[valid-type]
-    manifest: str
-    splits: list[str] | None = None
-    output: str
-    kind: Literal["pooled", "tokens", "views"] = "pooled"
-    views: Annotated[int, Field(gt=0)] = 1
-    augment: Augment = Augment()
-    seed: int = 0
-    batch_size: Annotated[int, Field(gt=0)] = 64
-    workers: Annotated[int, Field(ge=0)] = 2
-    shard_items: Annotated[int, Field(gt=0)] = 2048
 
 
 class Pictures(Dataset):
@@ -121,7 +88,9 @@ def encode_split(accelerator, encoder, writer, config: EncodeConfig, split: str)
         num_workers=config.workers,
     )
     done = 0
-    with bar(len(todo), f"{split} images", None if accelerator.is_main_process else False) as advance:
+    with bar(
+        len(todo), f"{split} images", None if accelerator.is_main_process else False
+    ) as advance:
         for found in loader:
             faults = [one for one in found if isinstance(one, DataError)]
             if faults:
@@ -148,4 +117,4 @@ def dim_of(rows: torch.Tensor) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(recipe(main, "__main__:EncodeConfig", __doc__))
+    sys.exit(recipe(main, "xlcm.data.encode_settings:EncodeConfig", __doc__))

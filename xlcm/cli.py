@@ -14,6 +14,8 @@ from pathlib import Path
 
 COMMANDS = {
     "data": ("xlcm.data.commands", "check, count, import manifests; train a tokenizer"),
+    "evaluate": ("xlcm.evaluation.commands", "recall by language of a saved model"),
+    "schema": ("xlcm.schema", "JSON schema of the configs, for editors"),
 }
 """Name -> (module, help). The module is imported only when its command is asked for."""
 

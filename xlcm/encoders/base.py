@@ -19,7 +19,11 @@ from xlcm.types import Encoded, TextBatch, Visual
 
 
 class KeepLast(BaseModel):
-    """`{keep_last: n}`: freeze all but the last n layers."""
+    """`{keep_last: n}`: freeze all but the last n layers.
+
+    Args:
+        keep_last: layers that are trained, counted from the output.
+    """
 
     model_config = ConfigDict(extra="forbid")
     keep_last: int = Field(ge=0)

@@ -109,8 +109,8 @@ def evaluate(
         protocol: joins the report's.
 
     Raises:
-        DataError: naming file and line of a picture or features that can't be had.
-        ValueError: if no caption fits.
+        DataError: naming file and line of a picture or features that can't be had; or if no
+            caption fits.
     """
     config = config or EvaluationConfig()
     texts, owners = _captions(dataset, config)
@@ -150,7 +150,7 @@ def _captions(
     empty = [lang for lang, found in texts.items() if not found]
     if empty or not texts:
         which = f"in {', '.join(empty)}" if empty else "at all"
-        raise ValueError(
+        raise DataError(
             f"{dataset.name}, split {dataset.split!r}: no captions of origin "
             f"{'/'.join(config.origins)} {which}; set evaluation.langs or evaluation.origins"
         )

@@ -138,7 +138,16 @@ class RunConfig(Section):
 
 
 class TrainConfig(Section):
-    """A whole training run: `recipes/train.py`."""
+    """A whole training run: `recipes/train.py`.
+
+    Args:
+        model: what is trained and kept.
+        data: what is read, and how rows are made of it.
+        method: the losses and how they are weighed.
+        optim: optimiser and schedule.
+        run: length, precision, checkpoints, where everything goes.
+        evaluation: of the validation and of the report at the end.
+    """
 
     model: part_field(models)  # type: ignore[valid-type]
     data: DataConfig
