@@ -69,8 +69,10 @@ class Batching:
         self._arranged: dict[int, np.ndarray] = {}
         rows = int(self.slots.sum())
         if self.batches(0).shape[0] == 0:
+            separate = ", which data.same_image=separate lets in once each,"
             raise ValueError(
-                f"{rows} training rows of {int((self.slots > 0).sum())} items do not fill one "
+                f"{rows} training rows of {int((self.slots > 0).sum())} items"
+                f"{separate if same_image == 'separate' else ''} do not fill one "
                 f"global batch of {global_batch}: lower run.global_batch or bring more data"
             )
 
@@ -161,7 +163,7 @@ class RowStream:
             down = batching.global_batch // world * world
             raise ValueError(
                 f"run.global_batch={batching.global_batch} is not divisible by {world} "
-                f"processes; use {down or world} or {down + world}"
+                f"processes; use {f'{down} or ' if down else ''}{down + world}"
             )
         self.batching = batching
         self.rank, self.world = rank, world
