@@ -14,3 +14,19 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the folder of real data {folder}, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of made-up features, pictures and captions; `tiny.tree` makes configs for it."""
+    from tiny import write_data
+
+    return write_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """`processes.run(world, function, *arguments)` -> results by rank, of fresh gloo processes."""
+    from distributed.pool import Pool
+
+    return Pool()

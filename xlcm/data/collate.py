@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -128,6 +129,11 @@ class _Fetch(TorchDataset):
             return error
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """Let the training process, which gets the same signal, end its checkpoint and its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class TrainLoader:
     """Endless batches of this process, with a position that can be saved.
 
@@ -151,6 +157,7 @@ class TrainLoader:
             pin_memory=pin_memory,
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # or it would draw from the generator of the towers
+            worker_init_fn=_outlive_sigterm,
         )
         self.epoch = 0
         self.batch = 0

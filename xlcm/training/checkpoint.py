@@ -7,6 +7,7 @@ through `torch.distributed.checkpoint.state_dict`, the same on one process, unde
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -73,10 +73,11 @@ def save(
             shutil.rmtree(final, ignore_errors=True)
             os.replace(aside, final)
             _flush_folder(folder)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"could not write the checkpoint {final}: {error}") from error
-        for old in steps(folder)[:-keep]:
+        # a newer one was not whole when the run went on from an older: it doesn't count
+        for old in [known for known in steps(folder) if known <= step][:-keep]:
             shutil.rmtree(folder / f"step-{old:08d}")
     accelerator.wait_for_everyone()
     return final
@@ -178,14 +179,24 @@ def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
 
 
 def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
-    """Write tensors aside, flush them to the disk and rename them over `path`."""
-    # copies, because safetensors refuses tensors that share memory (tied embeddings)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write tensors aside, flush them to the disk and rename them over `path`.
+
+    Raises:
+        OSError: naming `path`, which is left as it was.
+    """
     aside = path.with_name(f".{path.name}.tmp")
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, aside)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    # copies, because safetensors refuses tensors that share memory (tied embeddings)
+    copies = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(copies, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise OSError(f"could not write {path}: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -205,12 +216,3 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def agreed(value: bool, device: torch.device) -> bool:
-    """Return whether it is true on any process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    flag = torch.tensor(float(value), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())

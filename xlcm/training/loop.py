@@ -11,6 +11,7 @@ import contextlib
 import copy
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ from xlcm.training.settings import OptimConfig, RunConfig
 from xlcm.training.tracking import Journal
 
 Evaluate = Callable[[Any], RetrievalReport]
+SAME_SIGNAL_S = 2.0  # a second Ctrl-C that comes later is meant as one
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Progress:
     nonfinite: int = 0
     nonfinite_in_row: int = 0
     data: dict[str, int] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
 
 
 @dataclass
@@ -110,17 +113,20 @@ def fit(
         _, state = checkpoint.load(found, method, optimizer)
         progress = Progress(**state)
         loader.load_state_dict(progress.data)
+        if accelerator.scaler is not None and progress.scaler:
+            accelerator.scaler.load_state_dict(progress.scaler)
         accelerator.print(f"continuing from {found}")
     journal = Journal(accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every)
     batches = iter(loader)
     method.train()
 
     with _signals() as asked_to_stop:
-        while progress.step < steps:
+        while progress.step < steps and not _out_of_patience(progress, run):
             begin, waited = time.monotonic(), 0.0
             factor = lr_factor(progress.step, steps, optim, progress.drops)
             set_lr(optimizer, optim.lr * factor)
             _seed(run.seed, progress.step, accelerator.process_index)
+            buffers = [buffer.detach().clone() for buffer in plain.buffers()]
 
             # -- forward and backward, run.accumulate times ------------------------------------
             figures: torch.Tensor | None = None
@@ -152,6 +158,13 @@ def fit(
                 optimizer.step()
                 plain.retriever.clamp_()
                 progress.nonfinite_in_row = 0
+            else:  # batch norm has already averaged the bad rows in
+                for buffer, before in zip(plain.buffers(), buffers):
+                    buffer.detach().copy_(before)
+                if accelerator.scaler is not None:  # it must forget the gradients it has unscaled
+                    accelerator.scaler.update()
+            if accelerator.scaler is not None:
+                progress.scaler = accelerator.scaler.state_dict()
             optimizer.zero_grad()
             progress.step += 1
             progress.data = loader.state_dict()
@@ -178,7 +191,8 @@ def fit(
                 at = time.monotonic()
                 report = evaluate(_current(method, plain, shadow))
                 method.train()
-                stop_early = _judge(report, progress, optim, run)
+                _judge(report, progress, optim)
+                stop_early = _out_of_patience(progress, run)
                 if progress.best_step == step:
                     state_dict = _current(method, plain, shadow).state_dict()
                     if accelerator.is_main_process:
@@ -259,8 +273,8 @@ def _current(method: nn.Module, plain: Method, shadow: nn.Module | None) -> Any:
     return shadow.to(next(iter(whole.values())).device)
 
 
-def _judge(report: RetrievalReport, progress: Progress, optim: OptimConfig, run: RunConfig) -> bool:
-    """Note whether this is the best yet; return whether patience has run out."""
+def _judge(report: RetrievalReport, progress: Progress, optim: OptimConfig) -> None:
+    """Note whether this is the best yet, and for a plateau how often it was not."""
     if report.sum_r_mean > progress.best_score:
         progress.best_score, progress.best_step = report.sum_r_mean, progress.step
         progress.since_best = 0
@@ -268,6 +282,9 @@ def _judge(report: RetrievalReport, progress: Progress, optim: OptimConfig, run:
         progress.since_best += 1
         if optim.schedule == "plateau" and progress.since_best % optim.plateau_patience == 0:
             progress.drops += 1
+
+
+def _out_of_patience(progress: Progress, run: RunConfig) -> bool:
     return bool(run.patience) and progress.since_best >= run.patience
 
 
@@ -324,23 +341,27 @@ def _names_of_all(names: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGTERM or SIGINT into a wish to stop; a second one acts as always."""
-    asked = False
+    """Turn SIGTERM or SIGINT into a wish to stop; a second, later SIGINT acts as always.
+
+    A launcher passes on the signal that the whole group has already got, so the same one may come
+    twice at once; and whoever sends SIGTERM again can only be served by the checkpoint.
+    """
+    asked_at: float | None = None
+    before: dict[int, Any] = {}
 
     def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(number, before[number])
+        nonlocal asked_at
+        now = time.monotonic()
+        if asked_at is None:
+            asked_at = now
+        elif number == signal.SIGINT and now - asked_at > SAME_SIGNAL_S:
+            raise KeyboardInterrupt
 
-    before: dict[int, Any] = {}
-    try:
+    if threading.current_thread() is threading.main_thread():  # or signals are not ours
         for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.getsignal(number)
-            signal.signal(number, ask)
-    except ValueError:  # not the main thread: signals are not ours
-        before = {}
+            before[number] = signal.signal(number, ask)
     try:
-        yield lambda: asked
+        yield lambda: asked_at is not None
     finally:
         for known, handler in before.items():
             signal.signal(known, handler)

@@ -10,6 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from xlcm.training.checkpoint import write_text
+
 
 class Journal:
     """Writes the metrics of a run and prints its progress; on the main process only.
@@ -42,7 +44,7 @@ class Journal:
                 if whole and json.loads(line)["step"] <= step:
                     kept.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; it must carry `step`."""

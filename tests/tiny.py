@@ -1,0 +1,276 @@
+"""The smallest whole training run: made-up features and captions that say what is in them.
+
+Every function works alike in the test's own process and in one of a pool (`processes`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+from xlcm.config import check, merge
+from xlcm.data.collate import TrainLoader
+from xlcm.data.features import FeatureWriter
+from xlcm.encoders.tokenizer import SentencePieceTokenizer
+from xlcm.methods.base import Method
+from xlcm.training.loop import Trained, fit
+from xlcm.training.settings import TrainConfig
+from xlcm.training.setup import build_loader, build_method, open_data, start
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FEATURES = 8
+COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
+TWO_PROCESSES = [
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+    "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+]  # fmt: skip
+"""With ACCELERATE_USE_CPU=true the one command that starts two processes on a CPU."""
+
+
+class Crash(Exception):
+    """The power went out."""
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+def write_data(folder: Path, train: int = 64, held_out: int = 16) -> Path:
+    """Write a manifest with a feature store, small pictures and a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    words: list[str] = []
+    with (
+        (folder / "tiny.jsonl").open("w") as manifest,
+        FeatureWriter(folder / "store", kind="pooled", dim=FEATURES, dtype="float32") as store,
+    ):
+        for split, count in (("train", train), ("val", held_out), ("test", held_out)):
+            for number in range(count):
+                item, digits, colour = _item(split, number, random)
+                words += [caption["text"] for caption in item["captions"]]
+                manifest.write(json.dumps(item) + "\n")
+                store.add(item["id"], torch.tensor(digits, dtype=torch.float32) / 4 - 1)
+                pixels = np.full((32, 32, 3), colour, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / item["image"])
+    tokenizer = SentencePieceTokenizer(vocab_size=320, max_tokens=32).train(words)
+    tokenizer.save(folder / "tokenizer")
+    return folder
+
+
+def _item(split: str, number: int, random: np.random.Generator) -> tuple[dict, list[int], list]:
+    digits = random.integers(0, 8, FEATURES).tolist()
+    name = f"{split}{number}"
+    named = [f"{word} {digit}" for word, digit in zip(COLOURS, digits)]
+    captions = [
+        {"id": f"{name}{lang}", "lang": lang, "text": " ".join(said), "origin": "human"}
+        for lang, said in (("en", named), ("de", ["ein", *reversed(named)]))
+    ]
+    item = {"id": name, "split": split, "image": f"{name}.png", "captions": captions}
+    return item, digits, [digit * 36 for digit in digits[:3]]
+
+
+def tree(data: Path, output: Path, /, **sections: Any) -> dict[str, Any]:
+    """Return a config as nested dicts; `run={"steps": 3}` and the like lie over the defaults."""
+    split = {"name": "manifest", "path": str(data / "tiny.jsonl"), "features": str(data / "store")}
+    tokenizer = data / "tokenizer" / "sentencepiece.model"
+    base = {
+        "model": {
+            "name": "dual_encoder",
+            "width": 16,
+            "image": {"name": "features", "width": FEATURES},
+            "text": {
+                "name": "bag",
+                "width": 16,
+                "context": "conv",
+                "dropout": 0.1,
+                "tokenizer": {"name": "sentencepiece", "path": str(tokenizer), "max_tokens": 32},
+            },
+        },
+        "data": {
+            "train": {**split, "split": "train"},
+            "views": {"source": {"langs": ["en"]}, "target": {"langs": ["de"]}},
+            "workers": 0,
+        },
+        "method": {"name": "contrastive"},
+        "optim": {"lr": 0.01},
+        "run": {"name": "tiny", "output": str(output), "steps": 12, "global_batch": 16},
+        "evaluation": {"bootstrap": 10},
+    }
+    return merge(base, sections)
+
+
+def held_out(data: Path, split: str) -> dict[str, Any]:
+    """Return the spec of a split for `data.val` or `data.test`."""
+    return {**tree(data, data)["data"]["train"], "split": split}
+
+
+def pictures(data: Path, backbone: str = "test_vit") -> dict[str, Any]:
+    """Return sections for `tree` that read the pictures."""
+    return {
+        "model": {
+            "image": {"name": "timm", "backbone": backbone, "image_size": 32},
+            "text": {"dropout": 0.0},
+        }
+    }
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What a run in this process left beside its folder."""
+
+    trained: Trained
+    method: Method
+    accelerator: Accelerator
+    names: list[tuple[str, ...]] = field(default_factory=list)
+
+
+class Recorder:
+    """Passes batches on, remembers their rows, and crashes where it is told to."""
+
+    def __init__(self, loader: TrainLoader, crash_before: int | None) -> None:
+        self.loader = loader
+        self.crash_before = crash_before
+        self.names: list[tuple[str, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while len(self.names) != self.crash_before:
+            batch = next(batches)
+            self.names.append(batch.names)
+            yield batch
+        raise Crash(self.names)
+
+
+def forget_processes() -> None:
+    """Let the next Accelerator be made anew: accelerate keeps its state in classes."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+def train(
+    config: dict[str, Any],
+    *,
+    evaluate: Callable[[Any], Any] | None = None,
+    wrap: Callable[[Method], None] | None = None,
+    crash_before: int | None = None,
+) -> Run:
+    """Do what recipes/train.py does, up to the end of `fit`.
+
+    Args:
+        config: as `tree` makes it.
+        evaluate: in place of the validation.
+        wrap: may change the method before it is trained.
+        crash_before: batches of this process that are had before it fails.
+    """
+    forget_processes()
+    checked = check(TrainConfig, config)
+    accelerator = start(checked)
+    data = open_data(accelerator, checked)
+    method = build_method(accelerator, checked, data.rows)
+    if wrap is not None:
+        wrap(method)
+    loader = Recorder(
+        build_loader(accelerator, checked.data, checked.run, data.rows, method), crash_before
+    )
+    trained = fit(
+        accelerator, method, loader, checked.optim, checked.run, evaluate=evaluate  # type: ignore
+    )  # fmt: skip
+    return Run(trained, method, accelerator, loader.names)
+
+
+def join_pool() -> int:
+    """Make a process of the pool one that accelerate takes for launched; return how many."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    os.environ.update(
+        ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT="29500",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    forget_processes()
+    return Accelerator().num_processes
+
+
+def train_in_pool(configs: Sequence[dict[str, Any]], crash_before: int | None = None) -> dict:
+    """Train with several configs, one after the other, in a process of the pool."""
+    processes = join_pool()
+    names: list[tuple[str, ...]] = []
+    for config in configs:
+        try:
+            names += train(config, crash_before=crash_before).names
+        except Crash as crash:
+            names += crash.args[0]
+            torch.distributed.barrier()
+    return {"processes": processes, "names": names}
+
+
+# -- what a run leaves ---------------------------------------------------------------------------
+
+
+def metrics(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Return the records of `metrics.jsonl` without speeds: steps, or those of a kind."""
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    drop = ("items_per_s", "data_share")
+    return [
+        {k: v for k, v in record.items() if k not in drop}
+        for record in records
+        if record.get("kind") == kind
+    ]
+
+
+def checkpoint(output: Path, step: int) -> dict[str, bytes]:
+    """Return every file of a checkpoint."""
+    folder = output / "checkpoints" / f"step-{step:08d}"
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def weights(output: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return the parameters in a checkpoint."""
+    from safetensors.torch import load_file
+
+    return load_file(output / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def write_config(config: dict[str, Any], path: Path) -> Path:
+    """Write a config for a recipe."""
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def command(recipe: str, *arguments: str, processes: int = 1) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a recipe on so many processes, and its environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment["ACCELERATE_USE_CPU"] = "true"
+    launcher: list[str] = []
+    if processes == 2:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            launcher = [*TWO_PROCESSES, "--main_process_port", str(free.getsockname()[1])]
+    return [
+        sys.executable,
+        *launcher,
+        str(REPOSITORY / "recipes" / recipe),
+        *arguments,
+    ], environment
