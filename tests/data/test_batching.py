@@ -200,7 +200,7 @@ def test_buckets_contradict_a_rule_for_the_rows_of_an_item(same_image):
 
 
 def test_too_few_rows_are_counted_in_the_message():
-    with pytest.raises(ValueError, match="5 training rows of 2 items do not fill .* of 6: lower"):
+    with pytest.raises(ValueError, match=r"5 training rows of 2 items do not fill .* of 6: lower"):
         Batching(np.array([2, 0, 3]), 6)
     Batching(np.array([2, 0, 3]), 5)
     with pytest.raises(ValueError, match=r"of 2 items, which data\.same_image=separate lets in"):
@@ -211,7 +211,7 @@ def test_too_few_rows_are_counted_in_the_message():
 
 def test_processes_that_do_not_divide_the_batch_are_refused_with_sizes_that_work():
     batching = Batching(np.ones(100, int), 10)
-    with pytest.raises(ValueError, match="global_batch=10 is not divisible by 4 .*; use 8 or 12$"):
+    with pytest.raises(ValueError, match=r"global_batch=10 is not divisible by 4 .*; use 8 or 12$"):
         RowStream(batching, 0, 4)
-    with pytest.raises(ValueError, match="16 processes; use 16$"):
+    with pytest.raises(ValueError, match=r"16 processes; use 16$"):
         RowStream(batching, 0, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from xlcm.data.manifest import DataError
 from xlcm.data.subset import Subset
 from xlcm.data.views import View, Views, lacks
 from xlcm.registry import datasets
+from xlcm.types import Caption
 
 TOKENIZER_ITEMS = 50_000  # that a tokenizer is trained on: more bring it nothing
 
@@ -63,8 +65,8 @@ def open_splits(
         if faults and on_error == "raise":
             raise DataError(_listed(dataset, faults) + "; data.on_error=skip leaves them out")
         bad = {fault.where for fault in faults}
-        if len(bad) > max_skipped * len(dataset):
-            share = len(bad) / max(len(dataset), 1)
+        share = len(bad) / max(len(dataset), 1)
+        if share > max_skipped:
             raise DataError(
                 f"{_listed(dataset, faults)}: {share:.1%} of its items, more than "
                 f"data.max_skipped={max_skipped:.1%}"
@@ -72,14 +74,37 @@ def open_splits(
         if faults:
             opened[position] = _without(dataset, faults)
             skipped += faults
-    return opened, skipped
+    # a line too broken to tell its split is met in each
+    return opened, list(dict.fromkeys(skipped))
 
 
 def _without(dataset: ManifestDataset, faults: Sequence[Fault]) -> Subset:
-    lines = {fault.where for fault in faults if fault.caption is None}
-    captions = {fault.caption for fault in faults if fault.caption is not None}
-    kept = [i for i in range(len(dataset)) if dataset.manifest.where(i) not in lines]
-    return Subset(dataset, kept, captions)
+    by_line: dict[str, list[Fault]] = {}
+    for fault in faults:
+        by_line.setdefault(fault.where, []).append(fault)
+    kept: list[int] = []
+    without: dict[int, set[int]] = {}
+    for index in range(len(dataset)):
+        found = by_line.get(dataset.manifest.where(index), [])
+        if any(fault.caption is None for fault in found):
+            continue
+        kept.append(index)
+        if found:
+            without[index] = _places(dataset[index].captions, found)
+    return Subset(dataset, kept, without)
+
+
+def _places(captions: Sequence[Caption], faults: Sequence[Fault]) -> set[int]:
+    """Return where the captions with faults stand; of one id used twice only the later are bad."""
+    kinds: dict[str | None, list[str]] = {}
+    for fault in faults:
+        kinds.setdefault(fault.caption, []).append(fault.kind)
+    places: set[int] = set()
+    for identity, found in kinds.items():
+        here = [place for place, caption in enumerate(captions) if caption.id == identity]
+        repeated_only = set(found) == {"duplicate_caption"}
+        places.update(here[-len(found) :] if repeated_only else here)
+    return places
 
 
 def _listed(dataset: Dataset, faults: Sequence[Fault]) -> str:
@@ -126,7 +151,8 @@ def survey(
         dataset: the training split.
         views: of the method.
         rows: one row an item, or one for each caption of the first view.
-        incomplete: what to do with items that lack a view.
+        incomplete: what to do with items that lack a view. Those that lack it because
+            `data.on_error=skip` left out a caption are dropped in any case.
         lengths: measure captions, for length buckets.
 
     Raises:
@@ -135,22 +161,23 @@ def survey(
     draw = Views(views)
     first = next(iter(draw.views))
     alike = getattr(dataset, "uniform", False) and not lengths
-    counts: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in draw.views}
     slots, sizes, kept, dropped = [], [], [], []
     for index in range(1 if alike else len(dataset)):
         item = dataset[index]
         fitting = draw.candidates(item)
         missing = [name for name, captions in fitting.items() if not captions]
         if missing:
-            if incomplete == "error":
+            spoilt = isinstance(dataset, Subset) and dataset.lost_captions(index)
+            if incomplete == "error" and not spoilt:
                 raise DataError(lacks(item, missing[0], draw.views[missing[0]]))
             dropped.append(item.id)
             continue
         kept.append(index)
         slots.append(len(fitting[first]) if rows == "caption" else 1)
         sizes.append(float(np.mean([len(c.text) for c in fitting[first]])))
-        for captions in fitting.values():
-            counts.update(caption.lang for caption in captions)
+        for name, captions in fitting.items():
+            counts[name].update(caption.lang for caption in captions)
     if not kept:
         raise DataError(
             f"{dataset.name}, split {dataset.split!r}: no item has captions for all of the views "
@@ -170,7 +197,7 @@ def survey(
 
 def training_texts(dataset: Dataset, views: Views) -> Iterator[str]:
     """Yield the captions that training may see, of at most 50,000 items spread over the data."""
-    step = max(1, len(dataset) // TOKENIZER_ITEMS)
+    step = max(1, math.ceil(len(dataset) / TOKENIZER_ITEMS))
     for index in range(0, len(dataset), step):
         for captions in views.candidates(dataset[index]).values():
             for caption in captions:

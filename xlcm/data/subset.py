@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,16 +19,20 @@ class Subset:
     Args:
         dataset: the whole.
         indices: of the items that stay, in order.
-        without: ids of captions that are left out.
+        without: which captions are left out: number of an item in the whole -> their places among
+            its captions. Ids would not do: a repeated one names a good caption too.
     """
 
     def __init__(
-        self, dataset: Dataset, indices: Sequence[int], without: Collection[str] = ()
+        self,
+        dataset: Dataset,
+        indices: Sequence[int],
+        without: Mapping[int, Collection[int]] | None = None,
     ) -> None:
         self.dataset = dataset
         self.name, self.split = dataset.name, dataset.split
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.without = frozenset(without)
+        self.without = dict(without or {})
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,9 +40,15 @@ class Subset:
     def __getitem__(self, index: int) -> Item:
         """Return the captions of an item, without its pixels."""
         item = self.dataset[int(self.indices[index])]
-        if not self.without:
+        out = self.without.get(int(self.indices[index]))
+        if not out:
             return item
-        return replace(item, captions=tuple(c for c in item.captions if c.id not in self.without))
+        kept = tuple(c for place, c in enumerate(item.captions) if place not in out)
+        return replace(item, captions=kept)
+
+    def lost_captions(self, index: int) -> bool:
+        """Return whether some of an item's captions are left out."""
+        return int(self.indices[index]) in self.without
 
     def load_image(self, index: int) -> Image.Image:
         """Return the picture as RGB."""

@@ -46,19 +46,20 @@ class Views:
 
     Args:
         views: by name; `of` must name another of them, without going round in a circle.
-        counts: captions in the data by language, for the temperature; None: all alike.
+        counts: by view, then language: captions in the data that fit, for the temperature;
+            None: all alike.
 
     Raises:
         ValueError: if `of` names no view or goes round in a circle.
     """
 
-    def __init__(self, views: Mapping[str, View], counts: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, views: Mapping[str, View], counts: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
         self.views = {name: views[name] for name in _parents_first(views)}
         self.odds = {
             name: {
-                lang: max(counts[lang], 1) ** (1 / view.temperature)
-                if counts and lang in counts
-                else 1.0
+                lang: max(counts[name].get(lang, 0), 1) ** (1 / view.temperature) if counts else 1.0
                 for lang in view.langs
             }
             for name, view in self.views.items()
