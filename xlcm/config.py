@@ -237,6 +237,8 @@ def _explain_lines(error: ValidationError, schema: type[BaseModel]) -> list[tupl
             lines.append((key, "key '{key}' is missing"))
         else:
             got = _braces(repr(fault["input"]))
+            if fault["type"] == "string_type" and isinstance(fault["input"], bool):
+                got += " (YAML takes a bare no, yes, on or off for one; quote it: 'no')"
             lines.append((key, "'{key}': " + _braces(fault["msg"]) + f", got {got}"))
     return lines
 
@@ -403,7 +405,7 @@ def dump(config: BaseModel | Mapping[str, Any]) -> str:
 
 
 def part_field(registry: Registry) -> Any:
-    """Return the type of a key that names a part, as in `model: part_field(models)`.
+    """Return the type of a section's key that names a part of one kind.
 
     In a JSON schema it is marked by `part`, the registry's kind (`xlcm.schema` expands it).
     """

@@ -65,7 +65,7 @@ def open_model(source: str, device: str | torch.device) -> DualEncoder:
     except FileNotFoundError as error:
         if folder.exists():
             raise
-        raise FileNotFoundError(f"{error}. For a folder: {expected}") from error
+        raise FileNotFoundError(f"{expected}; {error}") from error
     except ValueError as error:
         raise ConfigError(f"model {source}: {error}") from error
 

@@ -1,0 +1,396 @@
+"""Every config that ships: it loads, fits its schema, prints itself, and its parts are built."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+
+from xlcm import cli
+from xlcm.config import ConfigError, build, check_part, dump, load, read
+from xlcm.data.scenes import Scenes
+from xlcm.encoders.tokenizer import SentencePieceTokenizer
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.registry import Registry, image_encoders, losses, methods, models
+from xlcm.schema import DIALECT, SECTIONS, argument_docs, export
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "configs"
+SHIPPED = {
+    "contrastive/photos.yaml": "train",
+    "encode/photos.yaml": "encode",
+    "evaluate/photos.yaml": "evaluate",
+    "evaluate/scenes.yaml": "evaluate",
+    "quickstart.yaml": "train",
+}
+"""Every file under configs/ and the recipe that reads it. A new config joins here."""
+
+
+def section(recipe: str) -> Any:
+    module, _, name = SECTIONS[recipe].partition(":")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+def tree(config: Any) -> dict:
+    return config.model_dump(mode="json")  # a tuple that was a default comes back as a list
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, dict]:
+    return {recipe: export(recipe) for recipe in SECTIONS}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    SentencePieceTokenizer(vocab_size=400).train(["a red square", "ein rotes Quadrat"] * 5).save(
+        folder
+    )
+    return str(folder)
+
+
+# -- loading and building -----------------------------------------------------------------------
+
+
+def test_the_list_of_configs_is_whole():
+    found = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml")}
+    assert found == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_loads_and_what_it_prints_loads_to_the_same(name, tmp_path):
+    config = load(section(SHIPPED[name]), CONFIGS / name)
+    (tmp_path / "printed.yaml").write_text(dump(config), encoding="utf-8")
+    assert tree(load(type(config), tmp_path / "printed.yaml")) == tree(config)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in SHIPPED.items() if recipe == "train"])
+def test_every_model_and_method_is_built(name, tokenizer):
+    """Without pretrained weights, and with a small tokenizer in place of the one to be trained."""
+    config = load(section("train"), CONFIGS / name)
+    spec = config.model
+    if spec["text"]["tokenizer"]["name"] == "sentencepiece":
+        spec["text"]["tokenizer"] |= {"path": tokenizer}
+    with torch.device("meta"):
+        model = build(models, spec)
+        method = build(methods, config.method, model)
+    assert method.retriever is model
+    assert set(method.views) <= set(config.data.views)
+    assert config.evaluation.source_lang in {
+        lang for view in config.data.views.values() for lang in view.langs
+    }
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in SHIPPED.items() if recipe == "encode"])
+def test_every_encoder_is_built(name):
+    spec = load(section("encode"), CONFIGS / name).image
+    with torch.device("meta"):
+        assert build(image_encoders, {**spec, "weights": None}).width > 0
+
+
+def test_features_of_the_photographs_fit_the_model_that_reads_them():
+    encode = load(section("encode"), CONFIGS / "encode/photos.yaml")
+    train = load(section("train"), CONFIGS / "contrastive/photos.yaml")
+    with torch.device("meta"):
+        width = build(image_encoders, {**encode.image, "weights": None}).width
+    assert train.model["image"]["width"] == width
+    assert train.data.train["features"] == encode.output
+
+
+# -- the command line ---------------------------------------------------------------------------
+
+
+def test_print_config_prints_what_loads_again_to_the_same(tmp_path, capsys, monkeypatch):
+    arguments = [str(CONFIGS / "quickstart.yaml"), "run.seed=7", "model.text_head=mlp"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--print-config"])
+    assert cli.recipe(lambda *_: pytest.fail("it ran"), SECTIONS["train"], None) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out, encoding="utf-8")
+    config = load(section("train"), printed)
+    assert tree(config) == tree(load(section("train"), arguments[0], arguments[1:]))
+    assert config.run.seed == 7
+    assert config.model["text_head"]["layers"] == 2  # the default is written out
+
+
+def forbidden(constructor):
+    """A constructor that fails the test; it keeps the signature, which is the part's schema."""
+
+    @functools.wraps(constructor)
+    def built(*_, **__):
+        pytest.fail("something was built before the config was checked")
+
+    return built
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.learning_rate=1", "unknown key 'optim.learning_rate'"),
+        ("run.global_bach=4", "unknown key 'run.global_bach'; did you mean 'global_batch'?"),
+        ("run.steps=5", "give either run.steps or run.epochs"),
+        ("model.image.name=tim", "no image encoder is called 'tim'; did you mean 'timm'?"),
+        ("model.text.widht=4", "unknown key 'model.text.widht'; did you mean 'width'?"),
+        ("method.target_weight=-1", "'method.target_weight'"),
+        ("data.train.split=trian", "'data.train.split'"),
+        ("data.views.source.langs=en", "'data.views.source.langs'"),
+        ("data.views=null", "'data.views'"),
+    ],
+)
+def test_a_wrong_config_stops_before_data_or_model_is_touched(override, said, monkeypatch, capsys):
+    for part in (DualEncoder, Scenes, Accelerator):
+        monkeypatch.setattr(part, "__init__", forbidden(part.__init__))
+    path = str(CONFIGS / "quickstart.yaml")
+    monkeypatch.setattr(sys, "argv", ["train.py", path, override])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPOSITORY / "recipes" / "train.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"train.py: {path}: ")
+    assert said in error
+    assert "Traceback" not in error
+
+
+# -- the schema for editors ---------------------------------------------------------------------
+
+
+def violations(node: Any, schema: dict, root: dict, at: str = "") -> Iterator[str]:
+    """Yield where a tree breaks a schema: the keywords that we write, and no others."""
+    if "$ref" in schema:
+        yield from violations(
+            node, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root, at
+        )
+    if "if" in schema:
+        met = not list(violations(node, schema["if"], root, at))
+        yield from violations(node, schema["then" if met else "else"], root, at)
+    if "anyOf" in schema and not any(
+        not list(violations(node, inner, root, at)) for inner in schema["anyOf"]
+    ):
+        yield f"{at}: fits none of {len(schema['anyOf'])}"
+    if "const" in schema and node != schema["const"]:
+        yield f"{at}: not {schema['const']}"
+    if "enum" in schema and node not in schema["enum"]:
+        yield f"{at}: none of {schema['enum']}"
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+    kind = schema.get("type")
+    number = isinstance(node, int | float) and not isinstance(node, bool)
+    if kind in kinds and not isinstance(node, kinds[kind]):
+        yield f"{at}: no {kind}"
+    if kind in ("integer", "number") and not (
+        number and (kind == "number" or float(node).is_integer())
+    ):
+        yield f"{at}: no {kind}"
+    if number and not (
+        schema.get("minimum", -math.inf) <= node <= schema.get("maximum", math.inf)
+        and schema.get("exclusiveMinimum", -math.inf)
+        < node
+        < schema.get("exclusiveMaximum", math.inf)
+    ):
+        yield f"{at}: {node} is out of range"
+    if isinstance(node, list):
+        if not schema.get("minItems", 0) <= len(node) <= schema.get("maxItems", math.inf):
+            yield f"{at}: {len(node)} entries"
+        each = schema.get("prefixItems", [schema.get("items", {})] * len(node))
+        for i, (value, inner) in enumerate(zip(node, each)):
+            yield from violations(value, inner, root, f"{at}.{i}")
+    if isinstance(node, dict):
+        yield from (f"{at}: lacks {key}" for key in schema.get("required", []) if key not in node)
+        for key, value in node.items():
+            inner = schema.get("properties", {}).get(key, schema.get("additionalProperties", {}))
+            if inner is False:
+                yield f"{at}: unknown key {key}"
+            elif isinstance(inner, dict):
+                names = schema.get("propertyNames", {})
+                yield from violations(key, names, root, f"{at}.{key}")
+                yield from violations(value, inner, root, f"{at}.{key}")
+
+
+def plain(name: str) -> dict:
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+
+
+KEYWORDS = {
+    "$schema", "$defs", "$ref", "title", "description", "default", "type", "if", "then", "else",
+    "anyOf", "const", "enum", "properties", "additionalProperties", "propertyNames", "required",
+    "items", "prefixItems", "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum",
+    "exclusiveMaximum",
+}  # fmt: skip
+
+
+def nodes(schema: Any) -> Iterator[dict]:
+    """Yield every schema inside a schema."""
+    if isinstance(schema, dict):
+        yield schema
+        for key in ("properties", "$defs"):
+            for inner in schema.get(key, {}).values():
+                yield from nodes(inner)
+        for key in ("anyOf", "prefixItems"):
+            for inner in schema.get(key, []):
+                yield from nodes(inner)
+        for key in ("items", "additionalProperties", "propertyNames", "if", "then", "else"):
+            yield from nodes(schema.get(key))
+
+
+@pytest.mark.parametrize("recipe", SECTIONS)
+def test_a_schema_is_valid_by_its_dialect(schemas, recipe):
+    schema = json.loads(json.dumps(schemas[recipe], allow_nan=False))
+    assert schema["$schema"] == DIALECT
+    for node in nodes(schema):
+        assert set(node) <= KEYWORDS, set(node) - KEYWORDS
+        assert node.get("$ref", "#/$defs/").removeprefix("#/$defs/") in {"", *schema["$defs"]}
+        assert set(node.get("required", ())) <= set(node.get("properties", {"extends": 0}))
+        assert isinstance(node.get("anyOf", [1]), list)
+        assert node.get("anyOf") != []
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError:
+        return
+    Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_fits_the_schema(schemas, name):
+    schema = schemas[SHIPPED[name]]
+    assert list(violations(plain(name), schema, schema)) == []
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError:
+        return
+    Draft202012Validator(schema).validate(plain(name))
+
+
+def put(name: str, key: str, value: Any) -> dict:
+    *sections, last = key.split(".")
+    tree = here = plain(name)
+    for step in sections:
+        here = here[step]
+    here[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trian", 1), ("run.global_bach", 4), ("model.image.backbon", "x"), ("data.val.siez", 1),
+        ("model.text.tokenizer.vocabulary", 3), ("data.views.source.lang", "en"),
+        ("optim.lr", 0), ("optim.lr", "fast"), ("run.precision", "fp8"), ("run.epochs", 0),
+        ("data.train.noise_rate", 1.5), ("model.image.name", "tim"), ("method", "contrastve"),
+        ("method", {"name": "contrastive", "image_loss": {"name": "triplet", "margin": -1}}),
+        ("model.text", "bagg"), ("optim.betas", [0.9]), ("extends", 3),
+        ("model.image.freeze", {"keep_first": 1}), ("model", {"name": "dual_encoder"}),
+        ("data.train", "manifest"), ("data.workers", 1.5), ("optim.layer_decay", {"vision": 0.5}),
+    ],
+)  # fmt: skip
+def test_a_schema_refuses_what_the_config_refuses(schemas, key, value, tmp_path):
+    changed = put("quickstart.yaml", key, value)
+    assert list(violations(changed, schemas["train"], schemas["train"])), "the schema lets it pass"
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load(section("train"), tmp_path / "wrong.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method", "contrastive"),
+        ("method", {"name": "contrastive", "image_loss": "triplet"}),
+        ("model.image.freeze", {"keep_last": 2}), ("model.image.freeze", "all"),
+        ("model.text.pooling", {"name": "attention", "heads": 4}), ("model.text_head", "gated"),
+        ("data.val", None), ("optim.clip_norm", None), ("optim.lr_scale", {"image": 0.1}),
+        ("run.trackers", ["tensorboard"]), ("optim.layer_decay", {"image": 0.7}),
+    ],
+)  # fmt: skip
+def test_a_schema_takes_what_the_config_takes(schemas, key, value, tmp_path):
+    changed = put("quickstart.yaml", key, value)
+    assert list(violations(changed, schemas["train"], schemas["train"])) == []
+    (tmp_path / "right.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    load(section("train"), tmp_path / "right.yaml")
+
+
+def test_a_file_that_extends_another_may_leave_out_but_not_misspell(schemas):
+    schema = schemas["train"]
+    small = {"extends": "quickstart.yaml", "model": {"text": {"width": 64}}, "run": {"seed": 1}}
+    assert list(violations(small, schema, schema)) == []
+    assert list(violations({**small, "extends": ["a.yaml", "b.yaml"]}, schema, schema)) == []
+    assert list(violations({k: v for k, v in small.items() if k != "extends"}, schema, schema))
+    assert list(violations({**small, "run": {"sed": 1}}, schema, schema))
+    assert list(violations({**small, "model": {"text": {"widht": 64}}}, schema, schema))
+
+
+def test_every_option_of_every_part_is_described(schemas):
+    bare = [
+        f"{name}.{option}"
+        for schema in schemas.values()
+        for name, definition in schema["$defs"].items()
+        for option, inner in definition.get("properties", {}).items()
+        if option != "name" and not inner.get("description", "").strip()
+    ]
+    assert bare == []
+
+
+def test_every_registered_part_is_in_the_schema_with_its_defaults(schemas):
+    from xlcm import registry
+
+    definitions = {k: v for schema in schemas.values() for k, v in schema["$defs"].items()}
+    for kind in vars(registry).values():
+        for name in kind if isinstance(kind, Registry) else ():
+            part = definitions[f"{kind.kind}.{name}".replace(" ", "_")]
+            assert part["properties"]["name"] == {"const": name}
+            if part["required"] != ["name"]:
+                continue
+            told = {k: v["default"] for k, v in part["properties"].items() if "default" in v}
+            full = check_part(kind, {"name": name, **told})
+            assert json.dumps(full) == json.dumps(check_part(kind, name))
+
+
+def test_words_of_an_option_come_from_the_docstring():
+    assert argument_docs(
+        """One line.
+
+        Args:
+            first: of two lines,
+                joined.
+            second: with: a colon.
+
+        Returns:
+            third: not an argument.
+        """
+    ) == {"first": "of two lines, joined.", "second": "with: a colon."}
+
+
+def test_the_command_prints_a_schema_with_parts_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_parts.py").write_text(
+        "from xlcm.registry import losses\n"
+        "@losses.register('my_loss')\n"
+        "class MyLoss:\n"
+        '    """Mine.\n\n    Args:\n        power: how strong.\n    """\n'
+        "    def __init__(self, *, power: float = 2.0) -> None: ...\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(losses, "_parts", dict(losses._parts))
+    assert cli.main(["schema", "train", "--import", "my_parts"]) == 0
+    mine = json.loads(capsys.readouterr().out)["$defs"]["loss.my_loss"]
+    assert mine["properties"]["power"] == {
+        "type": "number", "default": 2.0, "description": "how strong.",
+    }  # fmt: skip
+
+
+def test_a_module_that_is_not_there_is_told(capsys):
+    assert cli.main(["schema", "train", "--import", "no_such_module"]) == 2
+    assert "--import no_such_module" in capsys.readouterr().err
+
+
+def test_read_does_not_check(tmp_path):
+    (tmp_path / "any.yaml").write_text("anything: 1\n", encoding="utf-8")
+    assert read(tmp_path / "any.yaml") == {"anything": 1}
