@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -274,3 +275,10 @@ def command(recipe: str, *arguments: str, processes: int = 1) -> tuple[list[str]
         str(REPOSITORY / "recipes" / recipe),
         *arguments,
     ], environment
+
+
+def python(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Run python on one core, with xlcm importable."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    called = [sys.executable, *map(str, arguments)]
+    return subprocess.run(called, env=environment, capture_output=True, text=True, check=False)

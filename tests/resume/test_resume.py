@@ -125,7 +125,8 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_run_continues(tiny_data, tmp_
 
     before = signal.getsignal(signal.SIGTERM)
     run = tiny.train(config, wrap=terminate_in_third_step)
-    assert run.trained.interrupted and run.trained.progress.step == 3
+    assert run.trained.interrupted
+    assert run.trained.progress.step == 3
     assert signal.getsignal(signal.SIGTERM) == before
     tiny.train(config)
     same(unbroken[0], tmp_path)
@@ -197,7 +198,8 @@ def test_kill_at_many_moments_loses_no_more_than_the_steps_since_the_last_checkp
             assert "continuing from" in said
         done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
         good, faults = newest_good(tmp_path / "run" / "checkpoints")
-        assert good is not None and faults == []
+        assert good is not None
+        assert faults == []
         assert done - int(good.name.removeprefix("step-")) <= 2
         reached = done
     tiny.train(config)
@@ -221,7 +223,8 @@ def test_a_signal_to_two_launched_processes_leaves_a_checkpoint_and_they_continu
     assert "after a signal" in said
     again, _ = (process := launch(file, processes=2)).communicate(timeout=120)
     assert process.returncode == 0, again
-    assert "global batch 16 = 2 x 8 rows" in again and "continuing from" in again
+    assert "global batch 16 = 2 x 8 rows" in again
+    assert "continuing from" in again
     whole = tiny.tree(tiny_data, tmp_path / "whole", run=run)
     process = launch(tiny.write_config(whole, tmp_path / "whole.yaml"), processes=2)
     said, _ = process.communicate(timeout=120)
