@@ -54,18 +54,21 @@ def main(path: str, *overrides: str) -> int:
     encoder.load_weights()
     encoder.to(accelerator.device)
     dim = encoder.token_width if config.kind == "tokens" else encoder.width
+    changes = {"augment": config.augment.model_dump(), "seed": config.seed}
+    changes = changes if config.kind == "views" else {}
     writer = FeatureWriter(
         config.output,
         kind=config.kind,
         dim=dim,
-        encoder={"image": encoder.spec(), "weights": config.image.get("weights")},
+        encoder={"image": encoder.spec(), "weights": config.image.get("weights"), **changes},
         views=config.views if config.kind == "views" else None,
         shard_items=config.shard_items,
     )
     splits = config.splits or sorted({item.split for item in read_manifest(config.manifest)})
+    seen: set[str] = set()
     with inference(encoder):
         for split in splits:
-            encode_split(accelerator, encoder, writer, config, split)
+            encode_split(accelerator, encoder, writer, seen, config, split)
     if accelerator.is_main_process:
         writer.close()
     accelerator.print(f"{len(writer)} pictures are in {config.output}")
@@ -73,11 +76,21 @@ def main(path: str, *overrides: str) -> int:
     return 0
 
 
-def encode_split(accelerator, encoder, writer, config: EncodeConfig, split: str) -> None:
-    """Encode what the store lacks; every process takes a share of each block, the first writes."""
+def encode_split(
+    accelerator, encoder, writer, seen: set[str], config: EncodeConfig, split: str
+) -> None:
+    """Encode what the store lacks; every process takes a share of each block, the first writes.
+
+    `seen` holds the keys of this run on every process (the first one's store has them, the others'
+    has not); items may share a key, in one split or in two.
+    """
     dataset = ManifestDataset(path=config.manifest, split=split)
     keys = [feature_key(dataset[i]) for i in range(len(dataset))]
-    todo = [i for i, key in enumerate(keys) if key not in writer]
+    todo = []
+    for i, key in enumerate(keys):
+        if key not in writer and key not in seen:
+            todo.append(i)
+        seen.add(key)
     world, mine = accelerator.num_processes, accelerator.process_index
     todo_padded = todo + todo[:1] * (-len(todo) % world)  # equal shares; repeats are not written
     loader = DataLoader(

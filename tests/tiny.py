@@ -5,10 +5,10 @@ Every function works alike in the test's own process and in one of a pool (`proc
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -277,8 +277,12 @@ def command(recipe: str, *arguments: str, processes: int = 1) -> tuple[list[str]
     ], environment
 
 
-def python(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    """Run python on one core, with xlcm importable."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    called = [sys.executable, *map(str, arguments)]
-    return subprocess.run(called, env=environment, capture_output=True, text=True, check=False)
+def recipe(name: str) -> Any:
+    """Return a recipe as a module."""
+    specification = importlib.util.spec_from_file_location(
+        f"recipe_{Path(name).stem}", REPOSITORY / "recipes" / name
+    )
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module
+    specification.loader.exec_module(module)
+    return module

@@ -121,7 +121,7 @@ def test_another_model_is_refused_with_the_way_out(saved, tmp_path):
     saved(1)
     other = torch.nn.Sequential(torch.nn.Linear(4, 5))
     optimizer = torch.optim.AdamW(other.parameters())
-    with pytest.raises(ValueError, match="(?s)step-00000001 does not fit this model.*run.output"):
+    with pytest.raises(ValueError, match=r"(?s)step-00000001 does not fit this model.*run.output"):
         checkpoint.load(tmp_path / "step-00000001", other, optimizer)
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_names_the_checkpoint_and_leaves_the_older_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, failing, full)
-    with pytest.raises(OSError, match="step-00000002.*No space left on device"):
+    with pytest.raises(OSError, match=r"step-00000002.*No space left on device"):
         saved(2)
     intact(tmp_path)
 
@@ -157,7 +157,7 @@ def test_a_file_that_may_grow_no_further_leaves_the_older_checkpoint(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(OSError, match="could not write the checkpoint .*step-00000002"):
+        with pytest.raises(OSError, match=r"could not write the checkpoint .*step-00000002"):
             checkpoint.save(Accelerator(cpu=True), tmp_path, 2, *given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -176,7 +176,7 @@ def test_a_read_only_folder_is_named(saved, tmp_path):
     saved(1)
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(OSError, match="step-00000002"):
+        with pytest.raises(OSError, match=r"step-00000002"):
             saved(2)
     finally:
         tmp_path.chmod(0o700)
@@ -193,7 +193,7 @@ def test_write_tensors_keeps_what_was_there_if_it_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(OSError, match="best.safetensors.*No space left"):
+    with pytest.raises(OSError, match=r"best.safetensors.*No space left"):
         checkpoint.write_tensors({"a": torch.zeros(3)}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

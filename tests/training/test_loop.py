@@ -67,7 +67,7 @@ def test_a_non_finite_step_is_skipped_named_and_leaves_no_trace(tiny_data, tmp_p
 
 def test_too_many_non_finite_steps_in_a_row_stop_the_run_and_name_the_rows(tiny_data, tmp_path):
     config = tiny.tree(tiny_data, tmp_path, run={"max_nonfinite": 3})
-    with pytest.raises(FloatingPointError, match="3 steps in a row.*step 7 with rows train"):
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row.*step 7 with rows train"):
         tiny.train(config, wrap=poison({2, 5, 6, 7}))
     assert [r["step"] for r in tiny.metrics(tmp_path, "nonfinite")] == [2, 5, 6, 7]
 

@@ -106,5 +106,5 @@ def test_both_processes_stop_after_too_many(tiny_data, tmp_path, processes):
 
 def test_a_global_batch_that_processes_do_not_divide_is_refused(tiny_data, tmp_path, processes):
     config = tiny.tree(tiny_data, tmp_path, run={"global_batch": 15})
-    with pytest.raises(RuntimeError, match="global_batch=15 is not divisible by 2.*14 or 16"):
+    with pytest.raises(RuntimeError, match=r"global_batch=15 is not divisible by 2.*14 or 16"):
         processes.run(2, tiny.train_in_pool, [config])

@@ -49,7 +49,7 @@ def test_keys_that_may_change_exist():
 
 def test_resume_never_refuses_a_folder_with_checkpoints_and_takes_a_new_one(begun, tmp_path):
     never = {"run": {"resume": "never"}}
-    with pytest.raises(ConfigError, match="run.resume is `never`.*another run.output"):
+    with pytest.raises(ConfigError, match=r"run.resume is `never`.*another run.output"):
         tiny.train(merge(begun, never))
     fresh = {"run": {"resume": "never", "output": str(tmp_path / "fresh")}}
     assert len(tiny.train(merge(begun, fresh)).names) == 2
@@ -77,7 +77,7 @@ def test_a_view_that_the_method_needs_is_asked_for(tiny_data, tmp_path):
     config = tiny.tree(tiny_data, tmp_path)
     del config["data"]["views"]["target"]
     with pytest.raises(
-        ConfigError, match="'contrastive' needs data.views.target; there are source"
+        ConfigError, match=r"'contrastive' needs data.views.target; there are source"
     ):
         tiny.train(config)
 

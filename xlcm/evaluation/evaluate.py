@@ -202,6 +202,8 @@ def _texts(
     retriever: Any, texts: Sequence[str], lang: str, batch_size: int, progress: bool | None
 ) -> Tensor:
     mine = list(texts[rank() :: world()])
+    if not mine:  # a rare language may have fewer captions than there are processes
+        return _whole([], len(texts), retriever)
     tokens = retriever.text.tokenizer(mine, [lang] * len(mine))
     numbers, rows = [], []
     with bar(len(mine), f"{lang} texts", progress) as advance:
@@ -209,12 +211,10 @@ def _texts(
             numbers.append(number)
             rows.append(retriever.embed_text(batch.to(retriever.device)).float())
             advance(len(number))
-    if rows:
-        shuffled = torch.cat(rows)
-        ordered = torch.empty_like(shuffled)
-        ordered[torch.cat(numbers)] = shuffled
-        rows = [ordered]
-    return _whole(rows, len(texts), retriever)
+    shuffled = torch.cat(rows)
+    ordered = torch.empty_like(shuffled)
+    ordered[torch.cat(numbers)] = shuffled
+    return _whole([ordered], len(texts), retriever)
 
 
 def _whole(rows: list[Tensor], total: int, retriever: Any) -> Tensor:

@@ -1,0 +1,198 @@
+"""recipes/encode.py: the encoder's own features, whoever made them and however often interrupted."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+
+from xlcm.config import build
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.features import FeatureStore, FeatureWriter
+from xlcm.data.manifest import DataError
+from xlcm.registry import image_encoders
+from xlcm.types import Visual
+
+IMAGE = {"name": "timm", "backbone": "test_vit", "image_size": 32}
+
+
+def config(data, folder, **changes):
+    """Write a config of the recipe; return its path."""
+    spec = {
+        "image": IMAGE, "manifest": str(data / "tiny.jsonl"), "output": str(folder / "store"),
+        "batch_size": 5, "workers": 0, "shard_items": 10, **changes,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "encode.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return str(path)
+
+
+def encode(path):
+    """Run the recipe in this process, as one of several if it is in the pool."""
+    tiny.forget_processes()
+    return tiny.recipe("encode.py").main(path)
+
+
+def encode_in_pool(path):
+    """Run the recipe on this process of several."""
+    processes = tiny.join_pool()
+    return {"processes": processes, "code": tiny.recipe("encode.py").main(path)}
+
+
+def own(data, split="val", kind="pooled"):
+    """Return the encoder's features of the pictures, one by one."""
+    torch.manual_seed(0)
+    encoder = build(image_encoders, IMAGE).eval()
+    dataset = ManifestDataset(path=str(data / "tiny.jsonl"), split=split)
+    pixels = torch.stack([encoder.transform(dataset.load_image(i)) for i in range(len(dataset))])
+    with torch.no_grad():
+        encoded = encoder(Visual(pixels))
+    ids = [dataset[i].id for i in range(len(dataset))]
+    return dict(zip(ids, getattr(encoded, kind)))
+
+
+def close(store, expected):
+    """Float16 on disk: 11 bits of each number."""
+    for key, value in expected.items():
+        torch.testing.assert_close(store[key], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory):
+    """The store of a whole run on one process."""
+    folder = tmp_path_factory.mktemp("encoded")
+    assert encode(config(tiny_data, folder)) == 0
+    return FeatureStore(folder / "store")
+
+
+@pytest.mark.parametrize("kind", ["pooled", "tokens"])
+def test_features_are_those_of_the_encoder(tiny_data, tmp_path, kind):
+    assert encode(config(tiny_data, tmp_path, kind=kind, splits=["val"])) == 0
+    store = FeatureStore(tmp_path / "store")
+    assert (store.kind, len(store)) == (kind, 16)
+    close(store, own(tiny_data, kind=kind))
+    assert store.encoder["image"]["backbone"] == "test_vit"
+
+
+def test_every_split_is_encoded_and_training_reads_the_store(tiny_data, tmp_path, finished):
+    assert len(finished) == 96
+    assert finished.verify() == []
+    features = {"features": str(finished.folder)}
+    sections = {
+        "data": {"train": features},
+        "model": {"image": {"width": finished.dim}},
+        "run": {"steps": 2},
+    }
+    tiny.train(tiny.tree(tiny_data, tmp_path, **sections))
+    assert len(tiny.metrics(tmp_path)) == 2
+
+
+def test_views_begin_with_the_unchanged_picture_and_differ_by_seed(tiny_data, tmp_path):
+    augment = {"colour": 0.5, "crop": 0.5}
+    stores = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        given = {"kind": "views", "views": 3, "splits": ["val"], "augment": augment, "seed": seed}
+        assert encode(config(tiny_data, tmp_path / name, **given)) == 0
+        stores.append(FeatureStore(tmp_path / name / "store"))
+    one, same, other = (torch.stack([s[k] for k in s.keys()]) for s in stores)  # noqa: SIM118
+    assert one.shape == (16, 3, stores[0].dim)
+    close({k: stores[0][k][0] for k in own(tiny_data)}, own(tiny_data))
+    assert torch.equal(one, same)
+    assert not torch.equal(one[:, 0], one[:, 1])
+    assert not torch.equal(one[:, 1:], other[:, 1:])
+    with pytest.raises(DataError, match=r"another folder"):  # never mixed in one store
+        given["seed"] = 2
+        encode(config(tiny_data, tmp_path / "c", **given))
+
+
+def test_an_interrupted_run_goes_on_after_its_last_shard(
+    tiny_data, tmp_path, monkeypatch, finished
+):
+    path = config(tiny_data, tmp_path)
+    add, added = FeatureWriter.add, []
+
+    def counted(writer, key, value):
+        if len(added) == 37:
+            raise KeyboardInterrupt
+        added.append(key)
+        add(writer, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "add", counted)
+        with pytest.raises(KeyboardInterrupt):
+            encode(path)
+    with pytest.raises(DataError, match=r"unfinished \(30 items so far\)"):
+        FeatureStore(tmp_path / "store")
+    first, added[:] = list(added), []
+    monkeypatch.setattr(FeatureWriter, "add", lambda w, k, v: (added.append(k), add(w, k, v))[1])
+    assert encode(path) == 0
+    assert len(added) == 96 - 30
+    assert not set(first[:30]) & set(added)
+    same_store(FeatureStore(tmp_path / "store"), finished)
+
+
+def test_a_finished_store_is_not_made_again(tiny_data, tmp_path, monkeypatch):
+    path = config(tiny_data, tmp_path, splits=["val"])
+    encode(path)
+    monkeypatch.setattr(FeatureWriter, "add", lambda *given: pytest.fail("encoded again"))
+    assert encode(path) == 0
+    assert len(FeatureStore(tmp_path / "store")) == 16
+
+
+def test_another_encoder_does_not_continue_a_store(tiny_data, tmp_path):
+    encode(config(tiny_data, tmp_path, splits=["val"]))
+    other = {**IMAGE, "image_size": 64}
+    with pytest.raises(DataError, match=r"another folder or delete this one"):
+        encode(config(tiny_data, tmp_path, splits=["val"], image=other))
+
+
+def same_store(one, other):
+    """Same keys, same values."""
+    assert list(one.keys()) == list(other.keys())
+    for key in other.keys():  # noqa: SIM118
+        np.testing.assert_allclose(one[key], other[key], rtol=2e-3, atol=1e-3)
+
+
+def test_two_processes_make_the_store_of_one(tiny_data, tmp_path, finished, processes):
+    found = processes.run(2, encode_in_pool, config(tiny_data, tmp_path, batch_size=7))
+    assert [result["processes"] for result in found] == [2, 2]
+    assert [result["code"] for result in found] == [0, 0]
+    same_store(FeatureStore(tmp_path / "store"), finished)
+
+
+def test_two_processes_share_an_odd_number_and_a_picture_that_two_splits_have(
+    tiny_data, tmp_path, processes
+):
+    lines = [json.loads(line) for line in (tiny_data / "tiny.jsonl").read_text().splitlines()]
+    lines = [item for item in lines if item["split"] == "val"][:7]
+    again = {**lines[0], "id": "again", "split": "test", "features": "val0", "captions": []}
+    twice = {**lines[1], "id": "twice", "features": "val1", "captions": []}
+    (tmp_path / "odd.jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in [again, *lines, twice])
+    )
+    for item in [again, *lines]:
+        (tmp_path / item["image"]).write_bytes((tiny_data / item["image"]).read_bytes())
+    path = config(tiny_data, tmp_path, manifest=str(tmp_path / "odd.jsonl"))
+    found = processes.run(2, encode_in_pool, path)
+    assert [result["processes"] for result in found] == [2, 2]
+    store = FeatureStore(tmp_path / "store")
+    assert sorted(store.keys()) == [f"val{i}" for i in range(7)]
+    expected = own(tiny_data)
+    close(store, {key: expected[key] for key in store.keys()})  # noqa: SIM118
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_stops_with_file_and_line(tiny_data, tmp_path, workers):
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)
+    lines[66] = lines[66].replace('"val2.png"', '"gone.png"')
+    (tmp_path / "bad.jsonl").write_text("".join(lines[64:80]))
+    path = config(
+        tiny_data, tmp_path, manifest=str(tmp_path / "bad.jsonl"), splits=["val"], workers=workers
+    )
+    for i in range(16):
+        (tmp_path / f"val{i}.png").write_bytes((tiny_data / f"val{i}.png").read_bytes())
+    with pytest.raises(DataError, match=r"bad\.jsonl:3: .*gone\.png"):
+        encode(path)
