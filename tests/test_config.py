@@ -252,6 +252,12 @@ def test_overrides_hold_over_the_whole_chain_and_the_last_wins(write):
     assert load(Outer, path, ["size=3", "size=4"]).size == 4
 
 
+def test_an_override_by_a_mapping_is_merged_like_a_file():
+    tree = {"inner": {"rate": 1, "names": ["a"]}}
+    override(tree, ["inner={rate: 3}"])
+    assert tree == {"inner": {"rate": 3, "names": ["a"]}}
+
+
 def test_a_value_may_hold_an_equals_sign():
     tree: dict = {}
     override(tree, ["inner.names=['a=b']"])

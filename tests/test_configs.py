@@ -285,7 +285,7 @@ def put(name: str, key: str, value: Any) -> dict:
         ("optim.lr", 0), ("optim.lr", "fast"), ("run.precision", "fp8"), ("run.epochs", 0),
         ("data.train.noise_rate", 1.5), ("model.image.name", "tim"), ("method", "contrastve"),
         ("method", {"name": "contrastive", "image_loss": {"name": "triplet", "margin": -1}}),
-        ("model.text", "bagg"), ("optim.betas", [0.9]), ("extends", 3),
+        ("method", {"source_weight": 1.0}), ("model.text", "bagg"), ("optim.betas", [0.9]), ("extends", 3),
         ("model.image.freeze", {"keep_first": 1}), ("model", {"name": "dual_encoder"}),
         ("data.train", "manifest"), ("data.workers", 1.5), ("optim.layer_decay", {"vision": 0.5}),
     ],
