@@ -287,7 +287,7 @@ def put(name: str, key: str, value: Any) -> dict:
         ("method", {"name": "contrastive", "image_loss": {"name": "triplet", "margin": -1}}),
         ("method", {"source_weight": 1.0}), ("model.text", "bagg"), ("optim.betas", [0.9]), ("extends", 3),
         ("model.image.freeze", {"keep_first": 1}), ("model", {"name": "dual_encoder"}),
-        ("data.train", "manifest"), ("data.workers", 1.5), ("optim.layer_decay", {"vision": 0.5}),
+        ("data.train", "manifest"), ("data.workers", 1.5),
     ],
 )  # fmt: skip
 def test_a_schema_refuses_what_the_config_refuses(schemas, key, value, tmp_path):
