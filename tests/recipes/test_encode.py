@@ -103,9 +103,9 @@ def test_views_begin_with_the_unchanged_picture_and_differ_by_seed(tiny_data, tm
     assert torch.equal(one, same)
     assert not torch.equal(one[:, 0], one[:, 1])
     assert not torch.equal(one[:, 1:], other[:, 1:])
+    path = config(tiny_data, tmp_path / "c", **{**given, "seed": 2})
     with pytest.raises(DataError, match=r"another folder"):  # never mixed in one store
-        given["seed"] = 2
-        encode(config(tiny_data, tmp_path / "c", **given))
+        encode(path)
 
 
 def test_an_interrupted_run_goes_on_after_its_last_shard(

@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 
-from xlcm.evaluation.report import DirectionResult, RetrievalReport
 from xlcm.training.loop import announce
 from xlcm.training.settings import RunConfig
 
@@ -39,8 +38,7 @@ def scores(*values):
 
     def evaluate(retriever):
         retriever.eval()  # a careless one: training must go on in training mode
-        row = DirectionResult("en", "text_to_image", 4, 4, 25.0, 50.0, 75.0, 2, 2, 40.0)
-        return RetrievalReport("tiny", "val", {}, [row], {"en": left.pop(0)})
+        return tiny.report(left.pop(0))
 
     return evaluate
 

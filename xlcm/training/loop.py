@@ -25,6 +25,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from xlcm.data.collate import TrainLoader
 from xlcm.distributed import world
@@ -100,6 +101,8 @@ def fit(
     plain = method  # the method below DDP's wrapper
     sharded = accelerator.distributed_type == DistributedType.FSDP
     shadow = copy.deepcopy(method.retriever) if sharded else None
+    if sharded:
+        _scalars_to_vectors(method)
     method.to(accelerator.device)
     optimizer = build_optimizer(method, optim)
     method, optimizer = accelerator.prepare(method, optimizer)
@@ -149,11 +152,13 @@ def fit(
                 _refuse_unused(method)
 
             # -- guard: the mean over processes is finite only if all are, so all agree ---------
-            norm = accelerator.clip_grad_norm_(method.parameters(), optim.clip_norm or float("inf"))
+            norm = _value(
+                accelerator.clip_grad_norm_(method.parameters(), optim.clip_norm or float("inf"))
+            )
             figures = accelerator.reduce(figures / run.accumulate, reduction="mean")
             *values, loss_value, stop_value = figures.tolist()
             scaled = accelerator.scaler is not None  # fp16: the scaler sees to its own overflows
-            good = math.isfinite(loss_value) and (scaled or math.isfinite(float(norm)))
+            good = math.isfinite(loss_value) and (scaled or math.isfinite(norm))
             if good:
                 optimizer.step()
                 plain.retriever.clamp_()
@@ -176,14 +181,14 @@ def fit(
                     "loss": loss_value,
                     **dict(zip(terms, values)),
                     "lr": optim.lr * factor,
-                    "grad_norm": float(norm),
-                    "scale": float(plain.retriever.scale.detach()),
+                    "grad_norm": norm,
+                    "scale": _value(plain.retriever.scale.detach()),
                 }
                 items = run.global_batch * run.accumulate
                 seconds = time.monotonic() - begin
                 journal.step(step, logged, items=items, seconds=seconds, waited=waited)
             else:
-                _nonfinite(accelerator, journal, progress, run, names, loss_value, float(norm))
+                _nonfinite(accelerator, journal, progress, run, names, loss_value, norm)
 
             # -- evaluate ----------------------------------------------------------------------
             stop_early = False
@@ -258,6 +263,20 @@ def _is_sharded(method: nn.Module) -> bool:
     return any(
         hasattr(p, "device_mesh") or "_flat_param" in n for n, p in method.named_parameters()
     )
+
+
+def _scalars_to_vectors(method: nn.Module) -> None:
+    """Give the temperature and the like one dimension: FSDP refuses scalars."""
+    for module in method.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.ndim == 0:
+                vector = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
+                setattr(module, name, vector)
+
+
+def _value(figure: Any) -> float:
+    """Return a figure of which FSDP may have left each process a part."""
+    return float(figure.full_tensor() if isinstance(figure, DTensor) else figure)
 
 
 def _current(method: nn.Module, plain: Method, shadow: nn.Module | None) -> Any:

@@ -1,0 +1,79 @@
+"""Parameters sharded over two processes (FSDP 2) train, stop and continue like one process.
+
+accelerate shards on GPUs only: on a CPU it refuses FSDP 1 and takes FSDP 2 for plain data
+parallelism, both without being asked. So the tests tell its state what it is.
+"""
+
+import pytest
+import tiny
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from xlcm.training import setup
+
+
+def sharded(configs, crash_before):
+    """Train with each config; the last one is first cut off and then continued."""
+    found = {"processes": tiny.join_pool()}
+    accelerator = setup.Accelerator
+
+    def sharding(**options):
+        made = accelerator(**options)
+        made.state.distributed_type = DistributedType.FSDP
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="no_wrap"
+        )
+        return made
+
+    setup.Accelerator = sharding
+    scores = []
+
+    def evaluate(retriever):
+        scores.append(float(retriever.scale))
+        return tiny.report(len(scores) % 3)
+
+    with pytest.raises(tiny.Crash):
+        tiny.train(configs[-1], crash_before=crash_before)
+    for config in configs:
+        run = tiny.train(config, evaluate=evaluate)
+        kinds = {isinstance(p, DTensor) for p in run.method.parameters()}
+        found["sharded"] = found.get("sharded", True) and kinds == {True}
+        plain = {type(p) for p in run.trained.retriever.parameters()}
+        found["whole"] = plain == {torch.nn.Parameter}
+    return {**found, "scores": scores}
+
+
+def test_sharded_training_is_that_of_one_process_and_resumes_bit_for_bit(
+    tiny_data, tmp_path, processes
+):
+    run = {"steps": 8, "eval_every": 2, "save_every": 2, "keep_checkpoints": 9}
+    model = {"text": {"dropout": 0.0}}
+    configs = [
+        tiny.tree(tiny_data, tmp_path / name, run=run, model=model)
+        for name in ("one", "whole", "cut")
+    ]
+    found = processes.run(2, sharded, configs[1:], 5)
+    assert [result["processes"] for result in found] == [2, 2]
+    assert [(result["sharded"], result["whole"]) for result in found] == [(True, True)] * 2
+    assert found[0]["scores"] == found[1]["scores"]
+
+    tiny.train(configs[0])
+    one, whole = tmp_path / "one", tmp_path / "whole"
+    for left, right in zip(tiny.metrics(one), tiny.metrics(whole), strict=True):
+        for key in ("loss", "grad_norm", "scale"):
+            assert right[key] == pytest.approx(left[key], rel=1e-6), key
+    left, right = tiny.weights(one, 8), tiny.weights(whole, 8)
+    for name in left:  # the temperature has a dimension more
+        torch.testing.assert_close(
+            right[name].reshape(left[name].shape), left[name], rtol=1e-5, atol=1e-5
+        )
+    best = load_file(whole / "checkpoints" / "best.safetensors")
+    assert best["log_scale"].shape == ()
+
+    assert tiny.metrics(whole) == tiny.metrics(tmp_path / "cut")
+    assert (
+        tiny.checkpoint(whole, 8)["model.safetensors"]
+        == (tiny.checkpoint(tmp_path / "cut", 8)["model.safetensors"])
+    )
