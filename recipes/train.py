@@ -36,6 +36,7 @@ def main(path: str, *overrides: str) -> int:
     )
     if trained.interrupted:
         accelerator.print("the same command goes on from the last checkpoint")
+        accelerator.end_training()
         return 143
     result = finish(accelerator, config, data, trained.retriever)
     if result is not None:

@@ -170,40 +170,6 @@ def test_a_plateau_lowers_the_rate_after_its_patience(tiny_data, tmp_path):
     assert rates == pytest.approx([0.01] * 6 + [0.005] * 4)
 
 
-# -- precision -----------------------------------------------------------------------------------
-
-
-def test_bf16_stays_within_two_percent_of_fp32_and_losses_are_float32(tiny_data, tmp_path):
-    seen = {}
-
-    def look(method):
-        encode, losses = method.retriever.text_head.forward, method.losses
-
-        def head(*given):
-            out = encode(*given)
-            seen["head"] = out.dtype
-            return out
-
-        def terms(encoded):
-            out = losses(encoded)
-            seen["terms"] = {term.dtype for term in out.values()}
-            return out
-
-        method.retriever.text_head.forward, method.losses = head, terms
-
-    optim = {"lr": 0.001}
-    for precision in ("fp32", "bf16"):
-        run = {"steps": 50, "precision": precision}
-        config = tiny.tree(tiny_data, tmp_path / precision, run=run, optim=optim)
-        tiny.train(config, wrap=look)
-    assert seen == {"head": torch.bfloat16, "terms": {torch.float32}}
-    full, half = (
-        [r["loss"] for r in tiny.metrics(tmp_path / precision)] for precision in ("fp32", "bf16")
-    )
-    assert half != full
-    assert half == pytest.approx(full, rel=0.02)
-
-
 # -- learning ------------------------------------------------------------------------------------
 
 

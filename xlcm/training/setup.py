@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,16 @@ def start(config: TrainConfig) -> Accelerator:
     """Open the run's folder and the processes; write the resolved config.
 
     Raises:
-        ConfigError: if the folder holds a run of another config, or one that may not be resumed.
+        ConfigError: if the folder holds a run of another config, or one that may not be resumed;
+            if a tracker is not installed.
     """
     run = config.run
+    for tracker in run.trackers:  # accelerate would go on without it and say nothing
+        if find_spec(tracker) is None:
+            raise ConfigError(
+                f"run.trackers: {tracker} is not installed: pip install {tracker} (or xlcm[track]), "
+                "or leave it out"
+            )
     accelerator = Accelerator(
         mixed_precision="no" if run.precision == "fp32" else run.precision,
         log_with=list(run.trackers) or None,

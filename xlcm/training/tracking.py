@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,10 @@ class Journal:
             waited: of them, for data.
         """
         speed = {"items_per_s": items / seconds, "data_share": waited / seconds}
-        rounded = {k: float(f"{v:.7g}") for k, v in {**figures, **speed}.items()}
+        rounded = {  # JSON has no infinity: the gradient norm where fp16 overflows
+            k: float(f"{v:.7g}") if math.isfinite(v) else None
+            for k, v in {**figures, **speed}.items()
+        }
         self.write({"step": step, **rounded})
         self._items += items
         self._waited += waited

@@ -1,0 +1,88 @@
+"""Half precision: losses stay in float32, and the scaler of fp16 is part of the run."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from xlcm.training import setup
+
+
+def test_bf16_stays_within_two_percent_of_fp32_and_losses_are_float32(tiny_data, tmp_path):
+    seen = {}
+
+    def look(method):
+        encode, losses = method.retriever.text_head.forward, method.losses
+
+        def head(*given):
+            out = encode(*given)
+            seen["head"] = out.dtype
+            return out
+
+        def terms(encoded):
+            out = losses(encoded)
+            seen["terms"] = {term.dtype for term in out.values()}
+            return out
+
+        method.retriever.text_head.forward, method.losses = head, terms
+
+    optim = {"lr": 0.001}
+    for precision in ("fp32", "bf16"):
+        run = {"steps": 50, "precision": precision}
+        config = tiny.tree(tiny_data, tmp_path / precision, run=run, optim=optim)
+        tiny.train(config, wrap=look)
+    assert seen == {"head": torch.bfloat16, "terms": {torch.float32}}
+    full, half = (
+        [r["loss"] for r in tiny.metrics(tmp_path / precision)] for precision in ("fp32", "bf16")
+    )
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Accelerate uses fp16 on GPUs only; this gives it torch's scaler for the CPU."""
+    accelerator = setup.Accelerator
+
+    def scaling(**options):
+        made = accelerator(**options)
+        made.state._mixed_precision = "fp16"
+        made.native_amp = True
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+        return made
+
+    monkeypatch.setattr(setup, "Accelerator", scaling)
+
+
+def test_fp16_resumes_with_its_scale(tiny_data, tmp_path, scaled):
+    run = {"steps": 10, "save_every": 1, "keep_checkpoints": 20}
+    whole = tiny.train(tiny.tree(tiny_data, tmp_path / "whole", run=run))
+    assert whole.accelerator.scaler.get_scale() != 2.0**20, "the scale has to move for this test"
+    assert tiny.metrics(tmp_path / "whole")[0]["grad_norm"] is None  # it overflowed
+    config = tiny.tree(tiny_data, tmp_path / "cut", run=run)
+    with pytest.raises(tiny.Crash):
+        tiny.train(config, crash_before=5)
+    again = tiny.train(config)
+    assert again.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
+    assert tiny.metrics(tmp_path / "whole") == tiny.metrics(tmp_path / "cut")
+    assert tiny.checkpoint(tmp_path / "whole", 10) == tiny.checkpoint(tmp_path / "cut", 10)
+
+
+def test_fp16_goes_on_after_a_non_finite_loss(tiny_data, tmp_path, scaled):
+    def spoil(method):
+        forward, count = method.forward, [0]
+
+        def spoiled(batch):
+            count[0] += 1
+            if count[0] in (3, 4):
+                batch.visual.features[0, 0] = math.nan
+            return forward(batch)
+
+        method.forward = spoiled
+
+    run = {"steps": 8, "save_every": 1, "keep_checkpoints": 20}
+    tiny.train(tiny.tree(tiny_data, tmp_path, run=run), wrap=spoil)
+    assert [r["step"] for r in tiny.metrics(tmp_path, "nonfinite")] == [3, 4]
+    weights = [tiny.checkpoint(tmp_path, step)["model.safetensors"] for step in (2, 4, 8)]
+    assert weights[0] == weights[1] != weights[2]
