@@ -41,7 +41,7 @@ _WHERE = {
     "read_manifest": "xlcm.data.manifest",
 }
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
