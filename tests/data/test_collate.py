@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -348,3 +350,16 @@ def test_our_own_bugs_are_not_taken_for_bad_data():
 
     with pytest.raises(RuntimeError, match="a bug in the transform"):
         next(iter(loader(transform=broken)))
+
+
+@pytest.mark.parametrize("reason", ["raise SystemExit(7)", "next(bad)"])
+def test_a_program_that_fails_with_workers_at_work_ends(reason):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_collate\n"
+        "batches = iter(test_collate.loader(2)); next(batches)\n"
+        f"bad = iter(test_collate.loader(2, transform=len))\n{reason}"
+    )
+    # it used to wait for ever for workers that ignore SIGTERM
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert ended.returncode == (7 if "7" in reason else 1)
+    assert ("TypeError" in ended.stderr) == ("bad" in reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -177,10 +178,21 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.stream.start_at(self.epoch, self.batch)
-        for fetched in self.loader:
-            if isinstance(fetched, DataError):
-                raise fetched
-            self.batch += 1
-            if self.batch >= len(self.stream.batching.batches(self.epoch)):
-                self.epoch, self.batch = self.epoch + 1, 0
-            yield fetched
+        loading = iter(self.loader)
+        # a traceback may keep this alive until Python exits, which sends workers SIGTERM and waits;
+        # they ignore it, so they are told before
+        end = getattr(loading, "_shutdown_workers", None)
+        if end is not None:
+            atexit.register(end)
+        try:
+            for fetched in loading:
+                if isinstance(fetched, DataError):
+                    raise fetched
+                self.batch += 1
+                if self.batch >= len(self.stream.batching.batches(self.epoch)):
+                    self.epoch, self.batch = self.epoch + 1, 0
+                yield fetched
+        finally:
+            if end is not None:
+                atexit.unregister(end)
+                end()
