@@ -132,3 +132,23 @@ def test_an_empty_batch_gives_no_rows(tokenizer):
     tower = make(tokenizer, context="conv").eval()
     batch = TextBatch(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.bool))
     assert tower(batch).pooled.shape == (0, 16)
+
+
+def test_a_bag_summed_in_one_pass_equals_the_mean_of_its_tokens(tokenizer):
+    plain = make(tokenizer, dropout=0.0)
+    quick = make(tokenizer, dropout=0.0, tokens=False)
+    quick.load_state_dict(plain.state_dict())
+    batch = plain.tokenizer(TEXTS)
+    expected, found = plain(batch), quick(batch)
+    torch.testing.assert_close(found.pooled, expected.pooled)
+    assert found.tokens is None
+    expected.pooled.square().sum().backward()
+    found.pooled.square().sum().backward()
+    torch.testing.assert_close(quick.embedding.weight.grad, plain.embedding.weight.grad)
+
+
+def test_a_bag_without_tokens_refuses_context_and_other_poolings(tokenizer):
+    with pytest.raises(ConfigError, match="plain bag"):
+        make(tokenizer, context="conv", tokens=False)
+    with pytest.raises(ConfigError, match="plain bag"):
+        make(tokenizer, pooling="max", tokens=False)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xlcm.config import Part
 from xlcm.encoders.base import Freeze, KeepLast, TextEncoder, Tokenizer
-from xlcm.encoders.pooling import PoolingFactory
+from xlcm.encoders.pooling import MeanPooling, PoolingFactory
 from xlcm.registry import poolings, tokenizers
 from xlcm.types import Encoded, TextBatch
 
@@ -34,6 +34,9 @@ class BagTextEncoder(TextEncoder):
         token_dropout: share of a caption's tokens that training hides from mixing and pooling;
             at least one stays.
         pooling: from tokens to one vector.
+        tokens: whether the tokens are returned beside the pooled vector. Without them a plain bag
+            (no context, mean pooling) is summed in one pass and never holds a `(b, L, width)`
+            tensor, many times faster; `dropout` then falls on the sum.
         freeze: see `Tower.freeze`.
 
     Raises:
@@ -53,6 +56,7 @@ class BagTextEncoder(TextEncoder):
         dropout: Rate = 0.1,
         token_dropout: Rate = 0.0,
         pooling: Annotated[PoolingFactory, Part(poolings, "mean")],
+        tokens: bool = True,
         freeze: Freeze = "none",
     ) -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class BagTextEncoder(TextEncoder):
         self._options = {
             "width": width, "context": context, "context_layers": context_layers,
             "kernel": kernel, "attention_heads": attention_heads, "hidden": hidden,
-            "dropout": dropout, "token_dropout": token_dropout,
+            "dropout": dropout, "token_dropout": token_dropout, "tokens": tokens,
         }  # fmt: skip
         self.embedding = nn.Embedding(tokenizer.vocab_size, width, padding_idx=tokenizer.pad_id)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
@@ -82,6 +86,9 @@ class BagTextEncoder(TextEncoder):
         for _ in range(context_layers if context != "none" else 0):
             self.blocks.append(_block(context, width, kernel, attention_heads, dropout))
         self.pooling = pooling(width)
+        self.returns_tokens = tokens
+        if not tokens and (context != "none" or not isinstance(self.pooling, MeanPooling)):
+            raise ValueError("text.tokens=false is for a plain bag: context none, pooling mean")
         self.mlp = _ResidualMLP(width, hidden, dropout) if hidden is not None else None
         self._freeze_spec = freeze
         self.freeze(freeze)
@@ -105,8 +112,11 @@ class BagTextEncoder(TextEncoder):
         }
 
     def forward(self, text: TextBatch) -> Encoded:
-        """Return `tokens (b, L, width)`, `mask (b, L)` and `pooled (b, width)`."""
+        """Return `pooled (b, width)`, and `tokens (b, L, width)` with `mask (b, L)` if asked."""
         mask = self._drop_tokens(text.mask) if self.training else text.mask
+        if not self.returns_tokens:
+            pooled = self.dropout(self._sum_in_one_pass(text.ids, mask))
+            return Encoded(pooled if self.mlp is None else self.mlp(pooled))
         tokens = self.embedding(text.ids)
         if self.positions is not None:
             tokens = tokens + self.positions.weight[: tokens.shape[1]]
@@ -115,6 +125,13 @@ class BagTextEncoder(TextEncoder):
             tokens = block(tokens, mask)
         pooled = self.pooling(tokens, mask)
         return Encoded(pooled if self.mlp is None else self.mlp(pooled), tokens, mask)
+
+    def _sum_in_one_pass(self, ids: Tensor, mask: Tensor) -> Tensor:
+        weight = self.embedding.weight
+        share = mask.to(weight.dtype) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return nn.functional.embedding_bag(
+            ids, weight, mode="sum", per_sample_weights=share, padding_idx=self.tokenizer.pad_id
+        )
 
     def _drop_tokens(self, mask: Tensor) -> Tensor:
         if not self.token_dropout:

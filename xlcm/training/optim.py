@@ -79,10 +79,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     groups = parameter_groups(method, config)
     for group in groups:
         group["lr"] = config.lr * group["lr_factor"]
-    fused = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig, drops: int = 0) -> float:
