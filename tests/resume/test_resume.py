@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from xlcm.config import merge
+from xlcm.training import loop
 from xlcm.training.checkpoint import newest_good
 
 STEPS = 12  # three epochs of four batches
@@ -90,12 +91,11 @@ def test_resume_with_accumulation_continues_bit_for_bit(tiny_data, tmp_path):
 def test_two_processes_resume_bit_for_bit(tiny_data, tmp_path, processes):
     whole = tiny.tree(tiny_data, tmp_path / "whole", run=EVERY_STEP)
     cut = tiny.tree(tiny_data, tmp_path / "cut", run=EVERY_STEP)
-    first = processes.run(2, tiny.train_in_pool, [whole])
-    assert [result["processes"] for result in first] == [2, 2]
-    broken = processes.run(2, tiny.train_in_pool, [cut], 6)
-    again = processes.run(2, tiny.train_in_pool, [cut])
-    for rank in range(2):
-        assert broken[rank]["names"] + again[rank]["names"] == first[rank]["names"]
+    found = processes.run(2, tiny.train_in_pool, [cut, cut, whole], 6)
+    assert [result["processes"] for result in found] == [2, 2]
+    for result in found:
+        assert result["names"][:STEPS] == result["names"][STEPS:]
+        assert len(result["names"]) == 2 * STEPS
     same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -130,6 +130,18 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_run_continues(tiny_data, tmp_
     assert signal.getsignal(signal.SIGTERM) == before
     tiny.train(config)
     same(unbroken[0], tmp_path)
+
+
+def test_a_second_ctrl_c_stops_at_once_but_only_if_it_comes_later(monkeypatch):
+    with loop._signals() as asked:
+        assert not asked()
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)  # the launcher's and the terminal's are one
+        assert asked()
+        monkeypatch.setattr(loop, "SAME_SIGNAL_S", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 # -- real processes ------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import tiny
 import torch
 
 GOLDEN = Path(__file__).with_name("golden.json")
+HERE = {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
 
 
 def test_twenty_steps_give_the_stored_losses(tiny_data, tmp_path):
@@ -18,13 +18,12 @@ def test_twenty_steps_give_the_stored_losses(tiny_data, tmp_path):
     tiny.train(config)
     losses = [record["loss"] for record in tiny.metrics(tmp_path)]
     if os.environ.get("XLCM_RECORD_GOLDEN"):
-        made_with = {"torch": torch.__version__, "machine": platform.machine()}
-        GOLDEN.write_text(json.dumps({**made_with, "losses": losses}, indent=1) + "\n")
+        GOLDEN.write_text(json.dumps({"made_with": HERE, "losses": losses}, indent=1) + "\n")
         pytest.skip(f"recorded {GOLDEN}")
     golden = json.loads(GOLDEN.read_text())
     gaps = np.abs(np.array(losses) - np.array(golden["losses"]))
-    made_with = f"torch {golden['torch']} then, {torch.__version__} now"
+    made_with = f"{golden['made_with']} then, {HERE} now"
     assert len(gaps) == 20
     assert gaps.max() < 1e-4, f"step {gaps.argmax() + 1}, {made_with}"
-    if golden["torch"] == torch.__version__:
+    if golden["made_with"] == HERE:
         assert gaps.mean() < 1e-6, made_with

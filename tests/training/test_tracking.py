@@ -67,7 +67,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything_starts(
 ):
     config = tiny.tree(tiny_data, tmp_path / "run", run={"trackers": ["wandb"]})
     monkeypatch.setattr(setup, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"run.trackers: wandb is not installed: pip install"):
+    with pytest.raises(ConfigError, match=r"run.trackers: wandb is not installed; pip install"):
         tiny.train(config)
     assert not (tmp_path / "run").exists()
 

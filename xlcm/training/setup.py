@@ -47,7 +47,7 @@ def start(config: TrainConfig) -> Accelerator:
     for tracker in run.trackers:  # accelerate would go on without it and say nothing
         if find_spec(tracker) is None:
             raise ConfigError(
-                f"run.trackers: {tracker} is not installed: pip install {tracker} (or xlcm[track]), "
+                f"run.trackers: {tracker} is not installed; pip install {tracker} (or xlcm[track]) "
                 "or leave it out"
             )
     accelerator = Accelerator(
