@@ -4,6 +4,9 @@ accelerate shards on GPUs only: on a CPU it refuses FSDP 1 and takes FSDP 2 for 
 parallelism, both without being asked. So the tests tell its state what it is.
 """
 
+from inspect import signature
+
+import accelerate
 import pytest
 import tiny
 import torch
@@ -45,6 +48,10 @@ def sharded(configs, crash_before):
     return {**found, "scores": scores}
 
 
+@pytest.mark.skipif(
+    "fsdp_version" not in signature(FullyShardedDataParallelPlugin).parameters,
+    reason=f"accelerate {accelerate.__version__} has no FSDP 2",
+)
 def test_sharded_training_is_that_of_one_process_and_resumes_bit_for_bit(
     tiny_data, tmp_path, processes
 ):
