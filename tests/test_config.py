@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from xlcm.config import (
     ConfigError,
@@ -343,6 +343,35 @@ def test_norwegian_without_quotes_is_told_apart_from_a_truth_value():
     assert len(found) == 1
     assert "'inner.names.1': Input should be a valid string, got False" in found[0]
     assert "quote it: 'no'" in found[0]
+
+
+def test_our_own_sentence_comes_without_a_prefix_or_the_whole_section():
+    class Length(Section):
+        steps: int | None = None
+        unit: str = "m"
+
+        @field_validator("unit")
+        @classmethod
+        def _metric(cls, unit: str) -> str:
+            if unit != "m":
+                raise ValueError("only metres here")
+            return unit
+
+        @model_validator(mode="after")
+        def _given(self) -> Length:
+            if self.steps is None:
+                raise ValueError("give {steps}")
+            return self
+
+    class Whole(Section):
+        run: Length
+
+    with pytest.raises(ConfigError) as caught:
+        check(Whole, {"run": {"unit": "m"}}, where="c.yaml")
+    assert str(caught.value) == "c.yaml: 'run': give {steps}"
+    with pytest.raises(ConfigError) as caught:
+        check(Whole, {"run": {"unit": "ft"}}, where="c.yaml")
+    assert str(caught.value) == "c.yaml: 'run.unit': only metres here, got 'ft'"
 
 
 def test_a_wrong_part_is_told_before_any_is_built():

@@ -236,11 +236,21 @@ def _explain_lines(error: ValidationError, schema: type[BaseModel]) -> list[tupl
         elif fault["type"] == "missing":
             lines.append((key, "key '{key}' is missing"))
         else:
-            got = _braces(repr(fault["input"]))
-            if fault["type"] == "string_type" and isinstance(fault["input"], bool):
-                got += " (YAML takes a bare no, yes, on or off for one; quote it: 'no')"
-            lines.append((key, "'{key}': " + _braces(fault["msg"]) + f", got {got}"))
+            lines.append((key, "'{key}': " + _braces(_sentence(fault))))
     return lines
+
+
+def _sentence(fault: Mapping[str, Any]) -> str:
+    """Return pydantic's sentence with what came; our own sentence without pydantic's prefix."""
+    text, came = fault["msg"], fault["input"]
+    if fault["type"] == "value_error":
+        text = str(fault["ctx"]["error"])
+        if isinstance(came, Mapping | BaseModel):  # a whole section says nothing about the fault
+            return text
+    text += f", got {came!r}"
+    if fault["type"] == "string_type" and isinstance(came, bool):
+        text += " (YAML takes a bare no, yes, on or off for one; quote it: 'no')"
+    return text
 
 
 def _braces(text: str) -> str:
