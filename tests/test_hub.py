@@ -219,6 +219,23 @@ def test_weights_of_another_model_or_cut_short_are_refused(saved, tokenizer, tmp
         DualEncoder.from_pretrained(folder)
 
 
+def test_a_path_that_is_not_there_never_reaches_the_hub(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("a path was taken for a hub id"))
+    for missing in (tmp_path / "no" / "such", "./gone", "gone", "runs/mine/model"):
+        expected = rf"no folder .*expected {Path(missing)}/config\.json and .*model\.safetensors"
+        with pytest.raises(FileNotFoundError, match=expected):
+            DualEncoder.from_pretrained(missing)
+    _, folder = saved
+    with pytest.raises(FileNotFoundError, match=r"config\.json is a file: .*give the folder"):
+        DualEncoder.from_pretrained(folder / "config.json")
+
+
+def test_the_folder_of_a_run_is_told_from_its_model(saved):
+    _, folder = saved
+    with pytest.raises(FileNotFoundError, match=f"folder of a run: .*give its model, {folder}$"):
+        DualEncoder.from_pretrained(folder.parent)
+
+
 def test_a_name_that_is_neither_folder_nor_to_be_had_is_explained(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="'some/model': there is no such folder here"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -151,7 +152,7 @@ def from_pretrained(
 
     from xlcm.models.dual_encoder import DualEncoder
 
-    folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
+    folder = _folder(str(source), revision)
     config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"expected the weights at {folder / WEIGHTS}, but there is no "
@@ -168,6 +169,29 @@ def from_pretrained(
     model.languages = tuple(config.get("languages", ()))
     model.about = dict(config.get("about", {}))
     return model.to(device or "cpu").eval()
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """Return the folder that `source` names, downloaded if it is an id on the hub."""
+    folder = Path(source)
+    expected = f"expected {folder / CONFIG} and {folder / WEIGHTS}"
+    if folder.is_dir():
+        if (folder / "model" / CONFIG).is_file() and not (folder / CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{source} is the folder of a run: {expected}; give its model, {folder / 'model'}"
+            )
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{source} is a file: {expected}; give the folder")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+        raise FileNotFoundError(
+            f"there is no folder {source}: {expected}, as a finished run leaves them in its "
+            "`model` folder; or give the id of a model on the hub, owner/name"
+        )
+    try:
+        return _download(source, revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{expected}; {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

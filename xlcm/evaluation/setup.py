@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from xlcm.data.dataset import Dataset, ManifestDataset
 from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate
 from xlcm.evaluation.plots import save_plots
 from xlcm.evaluation.settings import EvaluateConfig
-from xlcm.hub import CONFIG, WEIGHTS
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.registry import datasets
 
@@ -49,23 +47,8 @@ def open_model(source: str, device: str | torch.device) -> DualEncoder:
         FileNotFoundError: saying which file was expected where.
         ConfigError: if its files don't fit together, or a newer version wrote them.
     """
-    folder = Path(source)
-    expected = f"expected {folder / CONFIG} and {folder / WEIGHTS}"
-    if (folder / "model" / CONFIG).is_file() and not (folder / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{source} is the folder of a run: {expected}; give its model, {folder / 'model'}"
-        )
-    if not folder.exists() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
-        raise FileNotFoundError(
-            f"there is no folder {source}: {expected}, as a finished run leaves them in its "
-            "`model` folder; or give the id of a model on the hub, owner/name"
-        )
     try:
         return DualEncoder.from_pretrained(source, device=device)
-    except FileNotFoundError as error:
-        if folder.exists():
-            raise
-        raise FileNotFoundError(f"{expected}; {error}") from error
     except ValueError as error:
         raise ConfigError(f"model {source}: {error}") from error
 
