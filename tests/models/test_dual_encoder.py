@@ -190,7 +190,7 @@ def test_languages_reach_the_tower_with_their_texts(text, monkeypatch):
         return inner(batch)
 
     monkeypatch.setattr(model, "embed_text", spy)
-    langs = ["en", "xx", "de", "zh", "fr"]
+    langs = ["en", "cs", "de", "zh", "fr"]
     model.encode_text(TEXTS, langs, batch_size=2)
     rows = [tuple(r.ids[0].tolist()) for r in (model.text.tokenizer([t]) for t in TEXTS)]
     assert [seen[row] for row in rows] == langs
@@ -206,6 +206,19 @@ def test_faulty_texts_are_named(text):
         model.encode_text(["a", "b"], ["en"])
     with pytest.raises(ValueError, match="batch_size"):
         model.encode_text(["a"], batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("lang", "said"),
+    [
+        ("klingon!", "'klingon!'"),
+        (["de", "zh_Hant"], "did you mean 'zh-Hant'"),
+        (["de", None], "None"),
+    ],
+)
+def test_a_code_that_is_no_language_is_refused(text, lang, said):
+    with pytest.raises(ValueError, match=f"lang: .*{said}"):
+        make(text).encode_text(["a", "b"], lang)
 
 
 def test_cut_texts_are_counted_in_the_log(text, caplog):
@@ -244,6 +257,15 @@ def test_pictures_come_back_in_order(seeing, picture):
     together = seeing.encode_image(pictures, batch_size=3)
     alone = torch.cat([seeing.encode_image(p) for p in pictures])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_pictures_may_come_from_any_iterable(seeing, picture):
+    pictures = [picture.rotate(angle) for angle in (0, 90, 180)]
+    expected = seeing.encode_image(pictures, batch_size=2)
+    assert torch.equal(seeing.encode_image((p for p in pictures), batch_size=2), expected)
+    assert torch.equal(
+        seeing.encode_image(dict(enumerate(pictures)).values(), batch_size=2), expected
+    )
 
 
 def test_a_turned_photograph_is_set_upright_from_file_and_from_memory(seeing, picture, tmp_path):

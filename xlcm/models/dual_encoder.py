@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,7 +153,7 @@ class DualEncoder(nn.Module):
 
     def encode_image(
         self,
-        images: encoding.Picture | Sequence[encoding.Picture],
+        images: encoding.Picture | Iterable[encoding.Picture],
         *,
         batch_size: int = 64,
         progress: bool | None = None,
@@ -162,8 +162,8 @@ class DualEncoder(nn.Module):
         """Return the vectors of pictures, `(n, width)` float32 on the CPU, of length 1.
 
         Args:
-            images: paths, PIL images or uint8 tensors `(3, H, W)` of any size; a single one
-                gives one row.
+            images: paths, PIL images or uint8 tensors `(3, H, W)` of any size, in any iterable;
+                a single one gives one row.
             batch_size: pictures at a time; it doesn't change the result.
             progress: show a bar; None: if it takes more than two seconds.
             device: move the model there first.
@@ -210,6 +210,9 @@ class DualEncoder(nn.Module):
             batch_size: texts at a time; it doesn't change the result.
             progress: show a bar; None: if it takes more than two seconds.
             device: move the model there first.
+
+        Raises:
+            ValueError: if a code is no BCP 47 code, or their number is not that of the texts.
         """
         return encoding.encode_texts(self, texts, lang, batch_size, progress, device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +24,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from xlcm.data.images import load_image, to_rgb
+from xlcm.data.languages import language_fault
 from xlcm.types import TextBatch, Visual
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ CHUNK = 16_384  # texts that are tokenised and sorted at a time: bounds memory o
 
 def encode_images(
     model: DualEncoder,
-    images: Picture | Sequence[Picture],
+    images: Picture | Iterable[Picture],
     batch_size: int,
     progress: bool | None,
     device: Device,
@@ -56,6 +57,7 @@ def encode_images(
         isinstance(images, Tensor) and images.ndim == 3
     ):
         images = [images]
+    images = list(images)  # a generator has no length
     starts = range(0, len(images), _positive(batch_size))
     out = torch.empty(len(images), model.width)
 
@@ -128,6 +130,9 @@ def encode_texts(
     langs = [lang] * len(texts) if isinstance(lang, str) else list(lang or ())
     if langs and len(langs) != len(texts):
         raise ValueError(f"{len(texts)} texts, but {len(langs)} languages")
+    for code in dict.fromkeys(langs):
+        if fault := language_fault(str(code)):
+            raise ValueError(f"lang: {fault}")
     out = torch.empty(len(texts), model.width)
     cut = 0
     with inference(model, device), bar(len(texts), "texts", progress) as advance:
