@@ -99,6 +99,20 @@ def test_options_choose_split_languages_and_gallery(models, manifest, store, cap
     assert "captioned" in json.dumps(printed["protocol"])
 
 
+def test_a_pipe_gets_every_figure_however_narrow_the_terminal(
+    models, manifest, store, tmp_path, capsys, monkeypatch
+):
+    asked = ["evaluate", models["features"], manifest, *store, "--set", "evaluation.bootstrap=0"]
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli.main([*asked, "--out", str(tmp_path)]) == 0
+    said, report = capsys.readouterr().out, RetrievalReport.load(tmp_path)
+    assert said.startswith(f"{report}\n")
+    assert "Mean rank variance (standard deviation) across 2 languages" in said
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    assert cli.main(asked) == 0
+    assert "┃" in capsys.readouterr().out
+
+
 def test_without_a_folder_nothing_is_written(models, manifest, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", models["features"], manifest, *store]) == 0

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlcm.evaluation.report import RetrievalReport
 
 SCENES = "scenes"
 SCENES_LANGS = ("en", "de", "zh")
@@ -59,12 +62,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result.report.to_dict(), ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        from rich.console import Console
-
-        Console().print(result.report)
+        _show(result.report)
         if config.output is not None:
             print(f"report and plots are in {config.output}")
     return 0
+
+
+def _show(report: RetrievalReport) -> None:
+    """Print a rich table on a terminal; plain lines elsewhere, where rich would cut them at 80."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(report)
+    else:
+        print(report)
 
 
 def _tree(args: argparse.Namespace) -> dict[str, Any]:

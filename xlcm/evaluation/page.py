@@ -131,7 +131,8 @@ def _remarks(report: RetrievalReport) -> list[str]:
     if report.mean_rank_variance is None:
         return []
     return [
-        f"Mean rank variance across {len(report.sum_r)} languages: {report.mean_rank_variance:.2f}."
+        f"Mean rank variance (standard deviation) across {len(report.sum_r)} languages: "
+        f"{report.mean_rank_variance:.2f}."
     ]
 
 
