@@ -3,8 +3,9 @@
 The rule of the library: a loss multiplies its *local* rows with the *gathered* columns and returns
 the mean over local rows; data-parallel training then averages gradients over processes. The
 average is right only if the gather's backward *sums* what all processes say about a row
-(derivation in docs/architecture.md). Of the usual short cuts four give the right loss and wrong
-gradients; tests/distributed/test_gather.py keeps them as mutants that it must reject.
+(derivation in docs/architecture.md). Of the four usual short cuts three give the right loss with
+wrong gradients, and one, no gather at all, a wrong loss too; tests/distributed/test_gather.py keeps
+them as mutants that it must reject.
 """
 
 from __future__ import annotations
