@@ -27,8 +27,11 @@ from xlcm.schema import DIALECT, SECTIONS, argument_docs, export
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
 SHIPPED = {
+    "contrastive/own.yaml": "train",
     "contrastive/photos.yaml": "train",
+    "contrastive/photos_floor.yaml": "train",
     "encode/photos.yaml": "encode",
+    "encode/photos_128.yaml": "encode",
     "evaluate/photos.yaml": "evaluate",
     "evaluate/scenes.yaml": "evaluate",
     "quickstart.yaml": "train",
@@ -75,12 +78,15 @@ def test_every_shipped_config_loads_and_what_it_prints_loads_to_the_same(name, t
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in SHIPPED.items() if recipe == "train"])
-def test_every_model_and_method_is_built(name, tokenizer):
+def test_every_model_and_method_is_built(name, tokenizer, monkeypatch):
     """Without pretrained weights, and with a small tokenizer in place of the one to be trained."""
     config = load(section("train"), CONFIGS / name)
     spec = config.model
     if spec["text"]["tokenizer"]["name"] == "sentencepiece":
         spec["text"]["tokenizer"] |= {"path": tokenizer}
+    monkeypatch.chdir(REPOSITORY)
+    if not Path(str(spec["text"]["tokenizer"].get("path"))).exists():
+        pytest.skip(f"needs the vocabulary {spec['text']['tokenizer']['path']}, which is not here")
     with torch.device("meta"):
         model = build(models, spec)
         method = build(methods, config.method, model)
@@ -105,6 +111,26 @@ def test_features_of_the_photographs_fit_the_model_that_reads_them():
         width = build(image_encoders, {**encode.image, "weights": None}).width
     assert train.model["image"]["width"] == width
     assert train.data.train["features"] == encode.output
+
+
+def test_the_config_for_own_data_trains_on_a_manifest_of_pictures(tiny_data, tmp_path):
+    """With small pictures and random weights; the rest is what the user gets."""
+    import tiny
+
+    manifest = tiny_data / "tiny.jsonl"
+    overrides = [f"data.{split}.path={manifest}" for split in ("train", "val", "test")]
+    overrides += [
+        "data.views.target.langs=[de]", "data.workers=0", "model.image.weights=null",
+        "model.image.image_size=32", "model.text.tokenizer.vocab_size=320", "run.epochs=1",
+        "run.global_batch=32", f"run.output={tmp_path}", "evaluation.bootstrap=10",
+    ]  # fmt: skip
+    tiny.forget_processes()
+    main = tiny.recipe("train.py").main
+    assert main(str(CONFIGS / "contrastive/own.yaml"), *overrides) == 0
+    assert DualEncoder.from_pretrained(tmp_path / "model").encode_text("rot", "de").shape == (
+        1,
+        256,
+    )
 
 
 # -- the command line ---------------------------------------------------------------------------
