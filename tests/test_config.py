@@ -166,6 +166,12 @@ def test_a_part_of_another_name_drops_the_options_of_the_base(write):
     assert tuned.shape == {"name": "circle", "radius": 4.0, "hollow": False}
 
 
+def test_a_run_of_another_name_keeps_the_settings_of_the_base(write):
+    write("base.yaml", "run: {name: a, epochs: 3}\n")
+    path = write("c.yaml", "extends: base.yaml\nrun: {name: b}\n")
+    assert read(path) == {"run": {"name": "b", "epochs": 3}}
+
+
 def test_merge_leaves_its_arguments_alone():
     base, over = {"a": {"b": 1, "c": [1]}}, {"a": {"b": 2}}
     assert merge(base, over) == {"a": {"b": 2, "c": [1]}}

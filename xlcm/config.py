@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from xlcm.registry import Registry, nearest
 
 M = TypeVar("M", bound=BaseModel)
+LABELLED = ("run",)  # sections whose `name` is a label and not that of a part
 
 
 class ConfigError(ValueError):
@@ -97,16 +98,18 @@ def merge(base: Any, over: Any) -> Any:
     """Lay `over` on `base`, key by key.
 
     Where both name a part and the names differ, nothing of the base's options is kept: they
-    belong to another class.
+    belong to another class. The name of a `run` is a label, no part.
     """
+    return _merge(base, over, key="")
+
+
+def _merge(base: Any, over: Any, key: str) -> Any:
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    if "name" in over and "name" in base and over["name"] != base["name"]:
+    named = key not in LABELLED and "name" in over and "name" in base
+    if named and over["name"] != base["name"]:
         return over
-    return {
-        **base,
-        **{key: merge(base[key], value) if key in base else value for key, value in over.items()},
-    }
+    return {**base, **{k: _merge(base[k], v, k) if k in base else v for k, v in over.items()}}
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
