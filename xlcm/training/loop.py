@@ -24,8 +24,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from xlcm.data.collate import TrainLoader
 from xlcm.distributed import world
@@ -34,6 +32,7 @@ from xlcm.methods.base import Method
 from xlcm.training import checkpoint
 from xlcm.training.optim import build_optimizer, lr_factor, set_lr
 from xlcm.training.settings import OptimConfig, RunConfig
+from xlcm.training.sharded import is_sharded, scalars_to_vectors, value_of, whole_retriever
 from xlcm.training.tracking import Journal
 
 Evaluate = Callable[[Any], RetrievalReport]
@@ -102,7 +101,7 @@ def fit(
     sharded = accelerator.distributed_type == DistributedType.FSDP
     shadow = copy.deepcopy(method.retriever) if sharded else None
     if sharded:
-        _scalars_to_vectors(method)
+        scalars_to_vectors(method)
     method.to(accelerator.device)
     optimizer = build_optimizer(method, optim)
     method, optimizer = accelerator.prepare(method, optimizer)
@@ -152,7 +151,7 @@ def fit(
                 _refuse_unused(method)
 
             # -- guard: the mean over processes is finite only if all are, so all agree ---------
-            norm = _value(
+            norm = value_of(
                 accelerator.clip_grad_norm_(method.parameters(), optim.clip_norm or float("inf"))
             )
             figures = accelerator.reduce(figures / run.accumulate, reduction="mean")
@@ -182,7 +181,7 @@ def fit(
                     **dict(zip(terms, values)),
                     "lr": optim.lr * factor,
                     "grad_norm": norm,
-                    "scale": _value(plain.retriever.scale.detach()),
+                    "scale": value_of(plain.retriever.scale.detach()),
                 }
                 items = run.global_batch * run.accumulate
                 seconds = time.monotonic() - begin
@@ -194,12 +193,12 @@ def fit(
             stop_early = False
             if evaluate is not None and (step % eval_every == 0 or step == steps):
                 at = time.monotonic()
-                report = evaluate(_current(method, plain, shadow))
+                report = evaluate(whole_retriever(method, plain, shadow))
                 method.train()
                 _judge(report, progress, optim)
                 stop_early = _out_of_patience(progress, run)
                 if progress.best_step == step:
-                    state_dict = _current(method, plain, shadow).state_dict()
+                    state_dict = whole_retriever(method, plain, shadow).state_dict()
                     if accelerator.is_main_process:
                         checkpoint.write_tensors(state_dict, folder / "best.safetensors")
                 _log_report(journal, report, progress, time.monotonic() - at)
@@ -221,7 +220,7 @@ def fit(
                     return Trained(plain.retriever, progress, interrupted=True)
                 break
 
-    retriever = _current(method, plain, shadow)
+    retriever = whole_retriever(method, plain, shadow)
     best = folder / "best.safetensors"
     accelerator.wait_for_everyone()
     if evaluate is not None and best.is_file():
@@ -251,45 +250,12 @@ def _seed(seed: int, step: int, process: int) -> None:
 
 def _refuse_unused(method: nn.Module) -> None:
     unused = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
-    if unused and not _is_sharded(method):
+    if unused and not is_sharded(method):
         shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
         raise ValueError(
             f"these parameters got no gradient in the first step: {shown}. Freeze them, or give "
             "the loss that trains them a weight (for the temperature: model.learn_temperature)"
         )
-
-
-def _is_sharded(method: nn.Module) -> bool:
-    return any(
-        hasattr(p, "device_mesh") or "_flat_param" in n for n, p in method.named_parameters()
-    )
-
-
-def _scalars_to_vectors(method: nn.Module) -> None:
-    """Give the temperature and the like one dimension: FSDP refuses scalars."""
-    for module in method.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.ndim == 0:
-                vector = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
-                setattr(module, name, vector)
-
-
-def _value(figure: Any) -> float:
-    """Return a figure of which FSDP may have left each process a part."""
-    return float(figure.full_tensor() if isinstance(figure, DTensor) else figure)
-
-
-def _current(method: nn.Module, plain: Method, shadow: nn.Module | None) -> Any:
-    """Return the retriever with the weights of now; under FSDP a whole copy of it."""
-    if shadow is None:
-        return plain.retriever
-    options = StateDictOptions(full_state_dict=True)
-    whole: dict[str, Any] = get_model_state_dict(method, options=options)
-    prefix = "retriever."
-    shadow.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
-    )
-    return shadow.to(next(iter(whole.values())).device)
 
 
 def _judge(report: RetrievalReport, progress: Progress, optim: OptimConfig) -> None:
