@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from xlcm.config import merge
-from xlcm.training import loop
+from xlcm.training import signals
 from xlcm.training.checkpoint import newest_good
 
 STEPS = 12  # three epochs of four batches
@@ -133,12 +133,12 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_run_continues(tiny_data, tmp_
 
 
 def test_a_second_ctrl_c_stops_at_once_but_only_if_it_comes_later(monkeypatch):
-    with loop._signals() as asked:
+    with signals.stop_signals() as asked:
         assert not asked()
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)  # the launcher's and the terminal's are one
         assert asked()
-        monkeypatch.setattr(loop, "SAME_SIGNAL_S", 0.0)
+        monkeypatch.setattr(signals, "SAME_SIGNAL_S", 0.0)
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

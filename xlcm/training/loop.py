@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +31,10 @@ from xlcm.training import checkpoint
 from xlcm.training.optim import build_optimizer, lr_factor, set_lr
 from xlcm.training.settings import OptimConfig, RunConfig
 from xlcm.training.sharded import is_sharded, scalars_to_vectors, value_of, whole_retriever
+from xlcm.training.signals import stop_signals
 from xlcm.training.tracking import Journal
 
 Evaluate = Callable[[Any], RetrievalReport]
-SAME_SIGNAL_S = 2.0  # a second Ctrl-C that comes later is meant as one
 
 
 @dataclass
@@ -122,7 +120,7 @@ def fit(
     batches = iter(loader)
     method.train()
 
-    with _signals() as asked_to_stop:
+    with stop_signals() as asked_to_stop:
         while progress.step < steps and not _out_of_patience(progress, run):
             begin, waited = time.monotonic(), 0.0
             factor = lr_factor(progress.step, steps, optim, progress.drops)
@@ -322,31 +320,3 @@ def _names_of_all(names: list[str]) -> list[str]:
     everyone: list[list[str] | None] = [None] * world()
     torch.distributed.all_gather_object(everyone, names)
     return [name for some in everyone for name in some or ()]
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM or SIGINT into a wish to stop; a second, later SIGINT acts as always.
-
-    A launcher passes on the signal that the whole group has already got, so the same one may come
-    twice at once; and whoever sends SIGTERM again can only be served by the checkpoint.
-    """
-    asked_at: float | None = None
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked_at
-        now = time.monotonic()
-        if asked_at is None:
-            asked_at = now
-        elif number == signal.SIGINT and now - asked_at > SAME_SIGNAL_S:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():  # or signals are not ours
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, ask)
-    try:
-        yield lambda: asked_at is not None
-    finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)
