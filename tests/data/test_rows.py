@@ -17,7 +17,7 @@ from xlcm.data.rows import open_splits, survey, training_texts
 from xlcm.data.views import View, Views
 from xlcm.types import Caption, Item, TextBatch
 
-VIEWS = {"text": View(langs=["en", "jp"]), "german": View(langs=["de"], temperature=2.0)}
+VIEWS = {"text": View(langs=["en"]), "german": View(langs=["de"], temperature=2.0)}
 BAD = 4  # the line where faults are put
 
 
@@ -408,6 +408,35 @@ def test_languages_are_counted_for_each_view_by_itself():
     views = {"english": View(langs=["en"]), "any": View(langs=["en", "de"], temperature=2.0)}
     rows = survey(data, views)
     assert rows.views.odds["any"] == {"en": 18**0.5, "de": 3**0.5}
+
+
+def test_a_language_without_captions_stops_and_what_there_is_is_told():
+    data = Listed(item("1", en=["a", "b"], de=["c"], cs=["d"]), item("2", en=["e"], de=["f"]))
+    views = {"source": View(langs=["en"]), "target": View(langs=["de", "zh", "fr"])}
+    with pytest.raises(DataError) as raised:
+        survey(data, views)
+    told = str(raised.value)
+    for part in (
+        "listed, split 'train': data.views.target.langs: no caption in 'zh'",
+        "data.views.target.langs: 'fr'", "1 x cs human, 2 x de human, 3 x en human",
+    ):  # fmt: skip
+        assert part in told, part
+    views["target"] = View(langs=["de"], origin=["mt"])
+    with pytest.raises(DataError, match="has no caption for the view"):
+        survey(data, views)
+    views["target"] = View(langs=["en", "cs"], origin=["human"])
+    rows = survey(data, views)
+    assert rows.langs_seen == ["en", "cs"]
+
+
+def test_a_language_of_another_origin_alone_is_one_without_captions():
+    made = Caption("x", "zh", "c", origin="mt")
+    data = Listed(Item("1", "train", (*item("1", en=["a"], de=["b"]).captions, made)))
+    views = {"text": View(langs=["en", "zh"], origin=["human"])}
+    with pytest.raises(DataError, match=r"no caption in 'zh' of origin human; .*1 x zh mt"):
+        survey(data, views)
+    views = {"text": View(langs=["en", "zh"])}
+    assert survey(data, views).langs_seen == ["en", "zh"]
 
 
 def test_a_uniform_dataset_is_looked_at_once_unless_lengths_are_wanted():

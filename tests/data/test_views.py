@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from xlcm.config import ConfigError
 from xlcm.data.manifest import DataError
 from xlcm.data.views import View, Views
 from xlcm.types import Caption, Item
@@ -109,8 +110,11 @@ def test_a_circle_and_an_unknown_view_are_refused():
         Views({**circle, "free": View(langs=["en"])})
     with pytest.raises(ValueError, match="circle"):
         Views({"a": View(langs=["en"], of="a")})
-    with pytest.raises(ValueError, match=r"data\.views\.a\.of: no view is called 'sauce'"):
+    with pytest.raises(ConfigError, match=r"data\.views\.a\.of: no view is called 'sauce'; .* a$"):
         Views({"a": View(langs=["en"], of="sauce")})
+    near = {"source": View(langs=["en"]), "target": View(langs=["de"], of="sorce")}
+    with pytest.raises(ConfigError, match=r"target\.of: .*'sorce'; did you mean 'source'"):
+        Views(near)
 
 
 # -- languages and origins ----------------------------------------------------------------------
@@ -166,6 +170,9 @@ def test_only_the_asked_origins_and_languages_fit():
         View(langs=["de"], origin=["machine"])
     with pytest.raises(ValidationError):
         View(langs=[])
+    for wrong, meant in (("jp", "did you mean 'ja'"), ("xx-yy-zzzz", "no BCP 47")):
+        with pytest.raises(ValidationError, match=f"{wrong}.*{meant}"):
+            View(langs=["de", wrong])
     with pytest.raises(ValidationError):
         View(langs=["de"], temperature=0)
 

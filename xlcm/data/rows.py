@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,6 +127,7 @@ class Rows:
         lengths: `(items,)` mean characters of its captions of the first view; None if not asked.
         dropped: ids of items without a caption for some view.
         slot_view: the view that slots count; None: one row an item.
+        langs_seen: languages that captions of some view were found in, in the order of the config.
     """
 
     dataset: Dataset
@@ -135,6 +136,7 @@ class Rows:
     lengths: np.ndarray | None
     dropped: list[str]
     slot_view: str | None
+    langs_seen: list[str]
 
 
 def survey(
@@ -156,7 +158,8 @@ def survey(
         lengths: measure captions, for length buckets.
 
     Raises:
-        DataError: naming view, item and the way out; or if nothing is left.
+        DataError: naming view, item and the way out; if nothing is left; or if a language of a
+            view has no caption.
     """
     draw = Views(views)
     first = next(iter(draw.views))
@@ -183,6 +186,9 @@ def survey(
             f"{dataset.name}, split {dataset.split!r}: no item has captions for all of the views "
             f"{', '.join(views)}"
         )
+    silent = [(n, lang) for n, v in draw.views.items() for lang in v.langs if not counts[n][lang]]
+    if silent:
+        raise DataError(_silent(dataset, draw.views, silent))
     if alike:
         slots = slots * len(dataset)
     return Rows(
@@ -192,6 +198,25 @@ def survey(
         lengths=np.array(sizes) if lengths else None,
         dropped=dropped,
         slot_view=first if rows == "caption" else None,
+        langs_seen=[lang for lang in draw.langs if any(count[lang] for count in counts.values())],
+    )
+
+
+def _silent(dataset: Dataset, views: Mapping[str, View], silent: list[tuple[str, str]]) -> str:
+    """Return the sentence for languages of a view that no caption is in."""
+    found = Counter(
+        (c.lang, c.origin) for index in range(len(dataset)) for c in dataset[index].captions
+    )
+    listed = ", ".join(f"{n:,} x {lang} {origin}" for (lang, origin), n in sorted(found.items()))
+    name, lang = silent[0]
+    view = views[name]
+    origin = f" of origin {' or '.join(view.origin)}" if view.origin else ""
+    made = f" made from the `{view.of}` caption" if view.of else ""
+    more = "".join(f", data.views.{other}.langs: {one!r}" for other, one in silent[1:])
+    return (
+        f"{dataset.name}, split {dataset.split!r}: data.views.{name}.langs: no caption in "
+        f"{lang!r}{origin}{made}{more}; the split has {listed}. Take the language out of the view, "
+        "or bring captions in it"
     )
 
 

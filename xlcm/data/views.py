@@ -15,10 +15,12 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from xlcm.config import Section
+from xlcm.config import ConfigError, Section
+from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError
+from xlcm.registry import nearest
 from xlcm.types import Caption, Item, Origin
 
 
@@ -40,6 +42,14 @@ class View(Section):
     of: str | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
+    @field_validator("langs")
+    @classmethod
+    def _known(cls, langs: list[str]) -> list[str]:
+        faults = [fault for lang in langs if (fault := language_fault(lang))]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return langs
+
 
 class Views:
     """Draws one caption a view for each row.
@@ -50,7 +60,7 @@ class Views:
             None: all alike.
 
     Raises:
-        ValueError: if `of` names no view or goes round in a circle.
+        ConfigError: if `of` names no view or goes round in a circle.
     """
 
     def __init__(
@@ -148,13 +158,15 @@ def lacks(item: Item, name: str, view: View) -> str:
 def _parents_first(views: Mapping[str, View]) -> Iterable[str]:
     for name, view in views.items():
         if view.of is not None and view.of not in views:
-            raise ValueError(f"data.views.{name}.of: no view is called {view.of!r}")
+            hint = nearest(view.of, views) or f"; there are {', '.join(views)}"
+            raise ConfigError(f"data.views.{name}.of: no view is called {view.of!r}{hint}")
     ordered: list[str] = []
     waiting = list(views)
     while waiting:
         ready = [n for n in waiting if views[n].of is None or views[n].of in ordered]
         if not ready:
-            raise ValueError(f"data.views: `of` goes round in a circle among {', '.join(waiting)}")
+            among = ", ".join(waiting)
+            raise ConfigError(f"data.views: `of` goes round in a circle among {among}")
         ordered += ready
         waiting = [n for n in waiting if n not in ready]
     return ordered

@@ -253,7 +253,7 @@ def finish(
         retriever.save_pretrained(
             output / "model",
             report=report,
-            languages=data.rows.views.langs,
+            languages=data.rows.langs_seen,
             about={"method": config.method["name"], "data": data.rows.dataset.name},
             title=config.run.name,
         )
