@@ -83,7 +83,7 @@ def _expected(error: Exception) -> bool:
     from xlcm.config import ConfigError
     from xlcm.data.manifest import DataError
 
-    return isinstance(error, ConfigError | DataError | FileNotFoundError | FloatingPointError)
+    return isinstance(error, ConfigError | DataError | OSError | FloatingPointError)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from xlcm.config import ConfigError
 from xlcm.data.batching import Batching, Row, RowStream
 
 
@@ -193,25 +194,27 @@ def test_two_iterations_do_not_disturb_one_another():
 
 @pytest.mark.parametrize("same_image", ["separate", "together"])
 def test_buckets_contradict_a_rule_for_the_rows_of_an_item(same_image):
-    with pytest.raises(ValueError, match=rf"length_buckets=2 .*same_image={same_image}"):
+    with pytest.raises(ConfigError, match=rf"length_buckets=2 .*same_image={same_image}"):
         Batching(np.ones(9, int), 2, same_image=same_image, lengths=np.ones(9), bucket_batches=2)
     with pytest.raises(ValueError, match="need the lengths"):
         Batching(np.ones(9, int), 2, bucket_batches=2)
 
 
 def test_too_few_rows_are_counted_in_the_message():
-    with pytest.raises(ValueError, match=r"5 training rows of 2 items do not fill .* of 6: lower"):
+    with pytest.raises(ConfigError, match=r"5 training rows of 2 items do not fill .* of 6: lower"):
         Batching(np.array([2, 0, 3]), 6)
     Batching(np.array([2, 0, 3]), 5)
-    with pytest.raises(ValueError, match=r"of 2 items, which data\.same_image=separate lets in"):
+    with pytest.raises(ConfigError, match=r"of 2 items, which data\.same_image=separate lets in"):
         Batching(np.array([2, 0, 3]), 3, same_image="separate")
-    with pytest.raises(ValueError, match="0 training rows of 0 items"):
+    with pytest.raises(ConfigError, match="0 training rows of 0 items"):
         Batching(np.array([0, 0]), 1)
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused_with_sizes_that_work():
     batching = Batching(np.ones(100, int), 10)
-    with pytest.raises(ValueError, match=r"global_batch=10 is not divisible by 4 .*; use 8 or 12$"):
+    with pytest.raises(
+        ConfigError, match=r"global_batch=10 is not divisible by 4 .*; use 8 or 12$"
+    ):
         RowStream(batching, 0, 4)
-    with pytest.raises(ValueError, match=r"16 processes; use 16$"):
+    with pytest.raises(ConfigError, match=r"16 processes; use 16$"):
         RowStream(batching, 0, 16)

@@ -1,6 +1,7 @@
 """recipes/train.py: what a finished run leaves, and one process and two by the real command."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -10,11 +11,12 @@ import sys
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from xlcm import cli
 from xlcm.config import merge
 from xlcm.models.dual_encoder import DualEncoder
+from xlcm.training import checkpoint
 
 
 def full(data, output, **sections):
@@ -143,6 +145,95 @@ def test_faults_of_the_config_end_with_code_2_and_no_traceback(
     assert said.startswith("train.py: ")
     assert "unknown key 'optim.lrr'; did you mean 'lr'" in said
     assert not (tmp_path / "run").exists()
+
+
+UNUSABLE = {
+    "a prefix that no parameter has": (
+        ["optim.lr_scale.foo=2"],
+        "optim.lr_scale: foo fits no trained parameter; prefixes are ",
+    ),
+    "a batch larger than the data": (
+        ["run.global_batch=1000"],
+        "64 training rows of 64 items do not fill one global batch of 1000: lower run.global_batch",
+    ),
+    "options that contradict": (
+        ["data.same_image=separate", "data.length_buckets=2"],
+        "data.length_buckets=2 reorders rows, so it can't keep data.same_image=separate",
+    ),
+    "a view made of none": (
+        ["data.views.target.of=sorce"],
+        "data.views.target.of: no view is called 'sorce'; did you mean 'source'?",
+    ),
+    "a language that is none": (
+        ["data.views.target.langs=[de, xx-yy-zzzz]"],
+        "'data.views.target.langs': 'xx-yy-zzzz' is no BCP 47 language code",
+    ),
+    "a language that no caption is in": (
+        ["data.views.target.langs=[de, zh]"],
+        "tiny, split 'train': data.views.target.langs: no caption in 'zh'",
+    ),
+    "too few word pieces": (
+        ["model.text.tokenizer.vocab_size=60"],
+        "vocab_size=60 is too small for this text",
+    ),
+    "a folder inside a file": (
+        ["run.output={output}/config.yaml/run"],
+        "config.yaml/run",
+    ),
+}
+BEFORE_DATA = ("options that contradict", "a view made of none", "a language that is none")
+
+
+def refuse(recipe, monkeypatch, capsys, *arguments):
+    """Return what the recipe says where it ends with code 2."""
+    monkeypatch.setattr(sys, "argv", ["recipes/train.py", *map(str, arguments)])
+    tiny.forget_processes()
+    assert cli.recipe(recipe.main, "xlcm.training.settings:TrainConfig", recipe.__doc__) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: ")
+    return said
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_a_run_cannot_use_ends_with_code_2_and_a_sentence(
+    tiny_data, tmp_path, monkeypatch, capsys, name
+):
+    config = tiny.write_config(full(tiny_data, tmp_path / "run"), tmp_path / "config.yaml")
+    recipe = tiny.recipe("train.py")
+    if name in BEFORE_DATA:
+        monkeypatch.setattr(recipe, "open_data", lambda *_: pytest.fail("opened the data"))
+    overrides, expected = UNUSABLE[name]
+    overrides = [override.format(output=tmp_path) for override in overrides]
+    assert expected in refuse(recipe, monkeypatch, capsys, config, *overrides)
+
+
+def test_a_checkpoint_of_another_model_ends_with_code_2(tiny_data, tmp_path, monkeypatch, capsys):
+    changes = {"run": {"steps": 2}}
+    config = full(tiny_data, tmp_path / "run", **changes)
+    path = tiny.write_config(config, tmp_path / "config.yaml")
+    assert run(config, tmp_path) == 0
+    state = tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json"
+    content = json.loads(state.read_text())
+    weights = state.parent / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["retriever.log_scale"] = tensors["retriever.log_scale"].repeat(2)
+    save_file(tensors, weights)
+    content["files"][weights.name] = weights.stat().st_size
+    state.write_text(json.dumps(content))
+    said = refuse(tiny.recipe("train.py"), monkeypatch, capsys, path, "run.steps=3")
+    assert "step-00000002 does not fit this model" in said
+    assert "give another run.output" in said
+
+
+def test_a_full_disk_ends_with_code_2(tiny_data, tmp_path, monkeypatch, capsys):
+    def full_disk(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    config = tiny.write_config(full(tiny_data, tmp_path / "run"), tmp_path / "config.yaml")
+    monkeypatch.setattr(checkpoint, "write_tensors", full_disk)
+    said = refuse(tiny.recipe("train.py"), monkeypatch, capsys, config)
+    assert "No space left on device" in said
+    assert str(tmp_path / "run" / "checkpoints") in said
 
 
 def test_two_launched_processes_train_evaluate_and_report_like_one(tiny_data, tmp_path, finished):

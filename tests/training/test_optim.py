@@ -8,7 +8,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from xlcm.config import build
+from xlcm.config import ConfigError, build
 from xlcm.registry import methods, models
 from xlcm.training.optim import build_optimizer, lr_factor, parameter_groups, set_lr
 from xlcm.training.settings import OptimConfig
@@ -77,7 +77,7 @@ def test_the_longest_prefix_of_lr_scale_decides(method):
 
 
 def test_an_lr_scale_that_fits_nothing_is_refused_with_the_prefixes_there_are(method):
-    with pytest.raises(ValueError, match=r"txt fits no trained parameter.*image_head.*text"):
+    with pytest.raises(ConfigError, match=r"txt fits no trained parameter.*image_head.*text"):
         parameter_groups(method, OptimConfig(lr_scale={"txt": 0.1}))
 
 
@@ -93,7 +93,7 @@ def test_layer_decay_falls_from_the_top_layer_to_the_input(method):
 
 def test_nothing_to_train_is_said(method):
     method.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"every parameter is frozen"):
+    with pytest.raises(ConfigError, match=r"every parameter is frozen"):
         parameter_groups(method, OptimConfig())
 
 

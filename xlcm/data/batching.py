@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xlcm.config import ConfigError
+
 SameImage: TypeAlias = Literal["any", "separate", "together"]
 
 
@@ -40,7 +42,7 @@ class Batching:
             batches, which are then shuffled; 0: no buckets. It changes which negatives meet.
 
     Raises:
-        ValueError: if there are fewer rows than one batch needs, or options that contradict.
+        ConfigError: if there are fewer rows than one batch needs, or options that contradict.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Batching:
         bucket_batches: int = 0,
     ) -> None:
         if bucket_batches and same_image != "any":
-            raise ValueError(
+            raise ConfigError(
                 f"data.length_buckets={bucket_batches} reorders rows, so it can't keep "
                 f"data.same_image={same_image}; use one of the two"
             )
@@ -70,7 +72,7 @@ class Batching:
         rows = int(self.slots.sum())
         if self.batches(0).shape[0] == 0:
             separate = ", which data.same_image=separate lets in once each,"
-            raise ValueError(
+            raise ConfigError(
                 f"{rows} training rows of {int((self.slots > 0).sum())} items"
                 f"{separate if same_image == 'separate' else ''} do not fill one "
                 f"global batch of {global_batch}: lower run.global_batch or bring more data"
@@ -155,13 +157,13 @@ class RowStream:
         world: number of processes; must divide the global batch.
 
     Raises:
-        ValueError: if the processes don't divide the global batch.
+        ConfigError: if the processes don't divide the global batch.
     """
 
     def __init__(self, batching: Batching, rank: int = 0, world: int = 1) -> None:
         if batching.global_batch % world:
             down = batching.global_batch // world * world
-            raise ValueError(
+            raise ConfigError(
                 f"run.global_batch={batching.global_batch} is not divisible by {world} "
                 f"processes; use {f'{down} or ' if down else ''}{down + world}"
             )

@@ -14,6 +14,7 @@ import sentencepiece
 import torch
 from pydantic import Field
 
+from xlcm.config import ConfigError
 from xlcm.types import TextBatch
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class SentencePieceTokenizer:
             texts: captions in all languages, read once.
 
         Raises:
-            ValueError: if there is no text, or more characters than pieces.
+            ConfigError: if there is no text, or more characters than pieces.
         """
         written = io.BytesIO()
         lines = (" ".join(text.split()) for text in texts)  # sentencepiece reads lines
@@ -101,7 +102,7 @@ class SentencePieceTokenizer:
                 minloglevel=2,
             )  # fmt: skip
         except RuntimeError as error:
-            raise ValueError(self._explain(str(error))) from error
+            raise ConfigError(self._explain(str(error))) from error
         wanted = self.vocab_size
         self._read(written.getvalue())
         if self.vocab_size < wanted:

@@ -26,6 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from xlcm.config import ConfigError
+
 FORMAT = 1
 
 
@@ -124,7 +126,7 @@ def load(
     """Fill model and optimiser from a checkpoint; return its step and its plain data.
 
     Raises:
-        ValueError: if the checkpoint's parameters are not those of the model.
+        ConfigError: if the checkpoint's parameters are not those of the model.
     """
     content = json.loads((path / "state.json").read_text(encoding="utf-8"))
     weights = load_file(path / "model.safetensors")
@@ -140,7 +142,7 @@ def load(
             options=options,
         )
     except (RuntimeError, KeyError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"the checkpoint {path} does not fit this model: {error}. The config has changed "
             "since it was written: give another run.output"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xlcm.config import ConfigError
 from xlcm.training.settings import OptimConfig
 
 NEVER_DECAYED = ("log_scale", "bias")
@@ -25,7 +26,7 @@ def parameter_groups(method: nn.Module, config: OptimConfig) -> list[dict[str, A
         config: rates and decay.
 
     Raises:
-        ValueError: if an `lr_scale` prefix fits no parameter, or nothing is trained.
+        ConfigError: if an `lr_scale` prefix fits no parameter, or nothing is trained.
     """
     retriever = getattr(method, "retriever", method)
     depth = _layer_factors(retriever, config)
@@ -50,12 +51,12 @@ def parameter_groups(method: nn.Module, config: OptimConfig) -> list[dict[str, A
     unused = sorted(set(config.lr_scale) - used)
     if unused:
         prefixes = sorted({n.split(".")[0] for n in names.values()})
-        raise ValueError(
+        raise ConfigError(
             f"optim.lr_scale: {', '.join(unused)} fits no trained parameter; "
             f"prefixes are {', '.join(prefixes)}"
         )
     if not groups:
-        raise ValueError("nothing is trained: every parameter is frozen")
+        raise ConfigError("nothing is trained: every parameter is frozen")
     return list(groups.values())
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from xlcm.config import Section, part_field
 from xlcm.data.batching import SameImage
 from xlcm.data.transforms import Augment
-from xlcm.data.views import View
+from xlcm.data.views import View, Views
 from xlcm.evaluation.evaluate import EvaluationConfig
 from xlcm.registry import datasets, methods, models
 
@@ -50,6 +50,18 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     max_skipped: Share = 0.01
     incomplete: Literal["error", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DataConfig:
+        if not self.views:
+            raise ValueError("data.views is empty: a run needs at least one")
+        Views(self.views)  # `of` names another view, and not in a circle
+        if self.length_buckets and self.same_image != "any":
+            raise ValueError(
+                f"data.length_buckets={self.length_buckets} reorders rows, so it can't keep "
+                f"data.same_image={self.same_image}; use one of the two"
+            )
+        return self
 
 
 class OptimConfig(Section):
