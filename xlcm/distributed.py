@@ -1,4 +1,4 @@
-"""All that losses know of other processes: gather with gradient, rank and number.
+"""All that losses and the loop know of other processes: gather with gradient, rank and number.
 
 The rule of the library: a loss multiplies its *local* rows with the *gathered* columns and returns
 the mean over local rows; data-parallel training then averages gradients over processes. The
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world() -> int:
@@ -65,3 +65,24 @@ def gather(rows: Tensor) -> Tensor:
 def local_rows(size: int, device: torch.device | None = None) -> Tensor:
     """Return the positions, in the gathered batch, of this process's `size` rows: `(size,)`."""
     return torch.arange(size, device=device) + rank() * size
+
+
+def gather_list(mine: list[str]) -> list[str]:
+    """Return the texts of all processes, those of the first one first."""
+    if world() == 1:
+        return mine
+    everyone: list[list[str] | None] = [None] * world()
+    dist.all_gather_object(everyone, mine)
+    return [text for some in everyone for text in some or ()]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers; every process calls it.
+
+    Batch norm averages the rows that a process sees. DDP shares these averages only when a step of
+    training begins, and FSDP never does: after a step each process has a model of its own, of
+    which the checkpoint holds the first one's.
+    """
+    if world() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer.detach(), src=0)

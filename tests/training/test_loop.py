@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from xlcm.training.loop import announce
 from xlcm.training.settings import RunConfig
@@ -140,6 +141,46 @@ def test_the_best_weights_are_kept_not_the_last(tiny_data, tmp_path):
     assert not torch.equal(best[name], last[name])
     evaluations = tiny.metrics(tmp_path, "eval")
     assert [(r["step"], r["sum_r_mean"]) for r in evaluations] == [(4, 100), (8, 300), (12, 200)]
+
+
+def best_files(output):
+    """Return the steps whose weights are kept as best."""
+    return [int(f.stem[5:]) for f in sorted((output / "checkpoints").glob("best-*.safetensors"))]
+
+
+def test_a_run_whose_best_weights_are_gone_is_not_continued_with_the_last(tiny_data, tmp_path):
+    config = tiny.tree(tiny_data, tmp_path, run={**ALL, "steps": 6, "eval_every": 2})
+    tiny.train(config, evaluate=scores(1.0, 3.0, 2.0))
+    assert best_files(tmp_path) == [2, 4]  # checkpoints 2 and 3 name the former
+    (tmp_path / "checkpoints" / "best-00000004.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"best-00000004\S* is missing.*run\.output"):
+        tiny.train(config, evaluate=scores())
+
+
+def test_best_weights_of_an_abandoned_trajectory_are_not_taken(tiny_data, tmp_path):
+    run = {"steps": 8, "eval_every": 2, "save_every": 4, "keep_checkpoints": 9}
+    config = tiny.tree(tiny_data, tmp_path, run=run)
+    with pytest.raises(tiny.Crash):  # after an evaluation that no checkpoint knows of
+        tiny.train(config, evaluate=scores(5.0, 4.0, 9.0), crash_before=6)
+    assert best_files(tmp_path) == [2, 6]
+    second = (tmp_path / "checkpoints" / "best-00000002.safetensors").read_bytes()
+    again = tiny.train(config, evaluate=scores(3.0, 2.0))
+    assert again.trained.progress.best_step == 2
+    assert best_files(tmp_path) == [2]
+    assert (tmp_path / "checkpoints" / "best-00000002.safetensors").read_bytes() == second
+    kept = load_file(tmp_path / "checkpoints" / "best-00000002.safetensors")
+    for name, tensor in again.trained.retriever.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+
+
+def test_an_older_checkpoint_still_has_its_best_weights(tiny_data, tmp_path):
+    run = {"steps": 4, "eval_every": 2, "save_every": 2, "keep_checkpoints": 2}
+    config = tiny.tree(tiny_data, tmp_path, run=run)
+    tiny.train(config, evaluate=scores(1.0, 2.0))
+    (tmp_path / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"")
+    again = tiny.train(config, evaluate=scores(0.5))  # goes on from step 2
+    assert again.trained.progress.best_step == 2
+    assert best_files(tmp_path) == [2]
 
 
 def test_an_evaluation_does_not_change_the_training(tiny_data, tmp_path):

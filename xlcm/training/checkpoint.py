@@ -1,8 +1,10 @@
 """Complete training state on disk: written aside, flushed, renamed; no pickle.
 
 A checkpoint is a folder `step-00000120` with `model.safetensors`, `optimizer.safetensors` and
-`state.json`, which lists the size of each file. Model and optimiser states are gathered whole
-through `torch.distributed.checkpoint.state_dict`, the same on one process, under DDP and FSDP.
+`state.json`, which lists the size of each file. Beside it lie the best weights that its state
+names by `best_step`, such as `best-00000080.safetensors`. Model and optimiser states are
+gathered whole through `torch.distributed.checkpoint.state_dict`, the same on one process, under
+DDP and FSDP.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ def save(
         # a newer one was not whole when the run went on from an older: it doesn't count
         for old in [known for known in steps(folder) if known <= step][:-keep]:
             shutil.rmtree(folder / f"step-{old:08d}")
+        _drop_best(folder)
     accelerator.wait_for_everyone()
     return final
 
@@ -147,6 +150,53 @@ def load(
             "since it was written: give another run.output"
         ) from error
     return int(content["step"]), content["state"]
+
+
+# -- the best weights ----------------------------------------------------------------------------
+
+
+def write_best(tensors: Mapping[str, Any], folder: Path, step: int) -> None:
+    """Write the weights of a step, the best so far; on one process only.
+
+    Those that some checkpoint names stay: a run that goes on from it needs them.
+
+    Raises:
+        OSError: naming the file.
+    """
+    write_tensors(tensors, folder / _best_name(step))
+    _drop_best(folder, but=step)
+
+
+def best_weights(folder: Path, step: int) -> Path:
+    """Return the file with the best weights, which are those of a step.
+
+    Raises:
+        FileNotFoundError: if it is gone.
+    """
+    path = folder / _best_name(step)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: it holds the best weights so far, those of step {step}, which "
+            "the checkpoint needs. Put it back, or begin anew in another run.output"
+        )
+    return path
+
+
+def _best_name(step: int) -> str:
+    return f"best-{step:08d}.safetensors"
+
+
+def _drop_best(folder: Path, but: int = 0) -> None:
+    """Remove the best weights that no checkpoint names, except those of step `but`."""
+    named = {_best_name(but)}
+    for step in steps(folder):
+        # a checkpoint that can't be read can't be continued either
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = (folder / f"step-{step:08d}" / "state.json").read_text(encoding="utf-8")
+            named.add(_best_name(json.loads(text)["state"]["best_step"]))
+    for path in folder.glob("best-*.safetensors"):
+        if path.name not in named:
+            path.unlink()
 
 
 # -- nested state dicts without pickle -----------------------------------------------------------

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from xlcm.data.collate import TrainLoader
-from xlcm.distributed import world
+from xlcm.distributed import gather_list, share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.training import checkpoint
@@ -88,6 +88,7 @@ def fit(
 
     Raises:
         ValueError: for parameters without gradient, or a checkpoint that doesn't fit.
+        FileNotFoundError: if a continued run's best weights are gone.
         FloatingPointError: after `run.max_nonfinite` bad steps in a row.
     """
     output = Path(str(run.output))
@@ -112,6 +113,8 @@ def fit(
     if found is not None:
         _, state = checkpoint.load(found, method, optimizer)
         progress = Progress(**state)
+        if progress.best_step:  # now, rather than when all steps are done
+            checkpoint.best_weights(folder, progress.best_step)
         loader.load_state_dict(progress.data)
         if accelerator.scaler is not None and progress.scaler:
             accelerator.scaler.load_state_dict(progress.scaler)
@@ -191,6 +194,7 @@ def fit(
             stop_early = False
             if evaluate is not None and (step % eval_every == 0 or step == steps):
                 at = time.monotonic()
+                share_buffers(plain)
                 report = evaluate(whole_retriever(method, plain, shadow))
                 method.train()
                 _judge(report, progress, optim)
@@ -198,7 +202,7 @@ def fit(
                 if progress.best_step == step:
                     state_dict = whole_retriever(method, plain, shadow).state_dict()
                     if accelerator.is_main_process:
-                        checkpoint.write_tensors(state_dict, folder / "best.safetensors")
+                        checkpoint.write_best(state_dict, folder, step)
                 _log_report(journal, report, progress, time.monotonic() - at)
                 journal.pause()
 
@@ -218,11 +222,11 @@ def fit(
                     return Trained(plain.retriever, progress, interrupted=True)
                 break
 
+    share_buffers(plain)
     retriever = whole_retriever(method, plain, shadow)
-    best = folder / "best.safetensors"
     accelerator.wait_for_everyone()
-    if evaluate is not None and best.is_file():
-        retriever.load_state_dict(load_file(best))
+    if progress.best_step:
+        retriever.load_state_dict(load_file(checkpoint.best_weights(folder, progress.best_step)))
     return Trained(retriever, progress)
 
 
@@ -298,7 +302,7 @@ def _nonfinite(
     """Skip, count and name a step that no process may take."""
     progress.nonfinite += 1
     progress.nonfinite_in_row += 1
-    everyone = _names_of_all(names)
+    everyone = gather_list(names)
     said = f"step {progress.step}: loss {loss}, gradient norm {norm}: skipped"
     journal.write(
         {"step": progress.step, "kind": "nonfinite", "loss": str(loss), "grad_norm": str(norm),
@@ -312,11 +316,3 @@ def _nonfinite(
             f"{progress.step} with rows {', '.join(everyone[:8])} ...; see {journal.path}. Lower "
             "optim.lr, use bf16 instead of fp16, or look at these rows"
         )
-
-
-def _names_of_all(names: list[str]) -> list[str]:
-    if world() == 1:
-        return names
-    everyone: list[list[str] | None] = [None] * world()
-    torch.distributed.all_gather_object(everyone, names)
-    return [name for some in everyone for name in some or ()]
