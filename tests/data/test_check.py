@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from xlcm.data import bad_rows
+from xlcm.data import bad_rows, looks
 from xlcm.data.check import check_manifest, find_bad_rows, find_overlap, write_skipped
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.faults import KINDS, WARNINGS, Digests
@@ -297,20 +297,70 @@ def test_bad_rows_of_features(folder):
     assert found == {"i1": "feature_not_finite", **missing}
 
 
-def test_a_result_is_remembered_until_the_manifest_changes(folder, monkeypatch):
-    inject(folder, "image_empty")
+@pytest.fixture
+def looked(monkeypatch):
+    """The names of the pictures that were opened, in order."""
+    names: list[str] = []
+    look_at = looks.look_at
+    monkeypatch.setattr(looks, "look_at", lambda task: (names.append(task[1]), look_at(task))[1])
+    return names
+
+
+def test_the_faults_of_the_text_are_remembered_until_the_manifest_changes(folder, monkeypatch):
+    inject(folder, "caption_empty")
     first = find_bad_rows(folder.dataset())
     with monkeypatch.context() as patch:
-        patch.setattr(bad_rows, "_find", lambda *_: pytest.fail("looked again"))
+        patch.setattr(bad_rows, "_text_faults", lambda *_: pytest.fail("looked again"))
         assert find_bad_rows(folder.dataset()) == first
-        with pytest.raises(pytest.fail.Exception):
-            find_bad_rows(folder.dataset(), visual="none")
+        assert find_bad_rows(folder.dataset(), visual="none") == first
         with pytest.raises(pytest.fail.Exception):
             find_bad_rows(folder.dataset(), remember=False)
         with pytest.raises(pytest.fail.Exception):
             find_bad_rows(folder.dataset(langs=["en"]))
-    inject(folder, "image_undecodable")
-    assert len(find_bad_rows(folder.dataset())) == len(first) + 3
+    inject(folder, "lone_surrogate")
+    assert len(find_bad_rows(folder.dataset())) == len(first) + EXPECTED["lone_surrogate"]
+
+
+def test_good_pictures_are_opened_once(folder, looked):
+    inject(folder, "image_empty")
+    inject(folder, "image_converted")  # a warning alone
+    first = find_bad_rows(folder.dataset())
+    bad = [f"{fault.item[1:]}.jpg" for fault in first]
+    assert len(looked) == len(folder.dataset())
+    looked.clear()
+    assert find_bad_rows(folder.dataset()) == first
+    assert looked == bad
+    looked.clear()
+    find_bad_rows(folder.dataset(), remember=False)
+    assert len(looked) == len(folder.dataset())
+
+
+def test_pictures_that_come_back_are_good_again_and_those_that_go_are_bad(folder, looked):
+    away = folder.path.with_name("away")
+    folder.path.joinpath("0.jpg").rename(away)
+    (fault,) = find_bad_rows(folder.dataset())
+    assert (fault.item, fault.kind) == ("i0", "image_missing")
+    away.rename(folder.path / "0.jpg")
+    assert find_bad_rows(folder.dataset()) == []
+    looked.clear()
+    assert find_bad_rows(folder.dataset()) == []
+    assert looked == []
+    (folder.path / "1.jpg").write_bytes(b"")
+    (fault,) = find_bad_rows(folder.dataset())
+    assert (fault.item, fault.kind, looked) == ("i1", "image_empty", ["1.jpg"])
+
+
+def test_features_that_are_repaired_are_good_again_and_damaged_ones_bad(folder):
+    store = features(folder, ["i0", "i1", "i2"])
+    data = folder.dataset(features=str(store))
+    shard = store / "shard-00000.safetensors"
+    whole = shard.read_bytes()
+    assert find_bad_rows(data) == []
+    damage(shard)
+    data = folder.dataset(features=str(store))
+    assert [f.kind for f in find_bad_rows(data)] == ["feature_not_finite"]
+    shard.write_bytes(whole)
+    assert find_bad_rows(folder.dataset(features=str(store))) == []
 
 
 def test_faults_are_in_the_order_of_lines_and_written_as_json_lines(folder, tmp_path):

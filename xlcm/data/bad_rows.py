@@ -12,7 +12,9 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from xlcm.data.dataset import ManifestDataset, feature_key
 from xlcm.data.faults import (
@@ -23,12 +25,13 @@ from xlcm.data.faults import (
     chunks,
     feature_fault,
 )
-from xlcm.data.looks import looker
+from xlcm.data.looks import Looker, looker
 from xlcm.data.manifest import DataError
 from xlcm.types import Item
 
 Visual: TypeAlias = Literal["image", "features", "none"]
-VERSION = 1  # of the rules; a new one makes old results void
+VERSION = 2  # of the rules; a new one makes old results void
+WORTH_WORKERS = 64  # pictures
 
 
 def find_bad_rows(
@@ -40,8 +43,10 @@ def find_bad_rows(
 ) -> list[Fault]:
     """Return every fault of a split, in the order of its lines; warnings are left out.
 
-    The result is kept in `$XLCM_CACHE/checks` (by default `~/.cache/xlcm/checks`) until the
-    manifest or the feature store changes. Changes of picture files alone are not noticed.
+    Two things are kept in `$XLCM_CACHE/checks` (by default `~/.cache/xlcm/checks`) until the
+    manifest changes: the faults of its text, and which pictures or features were good, with size
+    and time of their files. All others are looked at each time: those that were bad, and those
+    whose file has changed since.
 
     Args:
         dataset: whose rows and captions (of its languages) are judged.
@@ -51,16 +56,11 @@ def find_bad_rows(
         remember: whether to use and keep an earlier result.
     """
     visual = visual or ("features" if dataset.store is not None else "image")
-    kept = _cache_file(dataset, visual)
-    if remember and kept.is_file():
-        return _read(kept)
+    faults = _known_text_faults(dataset, remember)
+    if visual != "none":
+        faults += _visual_faults(dataset, visual, workers, remember)
     # sorted is stable: faults of one line stay in the order of the checks
-    faults = [f for f in _find(dataset, visual, workers) if f.kind not in WARNINGS]
-    faults.sort(key=lambda fault: int(fault.where.rpartition(":")[2]))
-    if remember:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_skipped(faults, kept)
-    return faults
+    return sorted(faults, key=lambda fault: int(fault.where.rpartition(":")[2]))
 
 
 def find_overlap(train: ManifestDataset, *others: ManifestDataset) -> list[Fault]:
@@ -111,50 +111,122 @@ def _read(path: Path) -> list[Fault]:
         return [Fault(**json.loads(line)) for line in file]
 
 
-def _cache_file(dataset: ManifestDataset, visual: Visual) -> Path:
+def _cache_file(dataset: ManifestDataset, about: list[Any], ending: str) -> Path:
     manifest = Path(dataset.manifest.path)
     status = manifest.stat()
     about = [VERSION, str(manifest.resolve()), status.st_size, status.st_mtime_ns, dataset.split,
-             sorted(dataset.langs) if dataset.langs is not None else None,
-             str(dataset.image_root.resolve()), visual]  # fmt: skip
-    if dataset.store is not None and visual == "features":
-        index = dataset.store.folder / "index.json"
-        about += [str(index.resolve()), index.stat().st_mtime_ns]
+             *about]  # fmt: skip
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
-    folder = os.environ.get("XLCM_CACHE") or Path.home() / ".cache" / "xlcm"
-    return Path(folder) / "checks" / f"{manifest.stem}-{dataset.split}-{digest}.jsonl"
+    folder = Path(os.environ.get("XLCM_CACHE") or Path.home() / ".cache" / "xlcm") / "checks"
+    return folder / f"{manifest.stem}-{dataset.split}-{digest}{ending}"
 
 
-def _find(dataset: ManifestDataset, visual: Visual, workers: int) -> Iterator[Fault]:
+# -- text ---------------------------------------------------------------------------------------
+
+
+def _known_text_faults(dataset: ManifestDataset, remember: bool) -> list[Fault]:
+    langs = sorted(dataset.langs) if dataset.langs is not None else None
+    kept = _cache_file(dataset, ["text", langs], ".jsonl")
+    if remember and kept.is_file():
+        return _read(kept)
+    faults = [fault for fault in _text_faults(dataset) if fault.kind not in WARNINGS]
+    if remember:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_skipped(faults, kept)
+    return faults
+
+
+def _text_faults(dataset: ManifestDataset) -> Iterator[Fault]:
     identities = Identities()
     unreadable: list[Fault] = []
-    with looker(workers if visual == "image" else 1) as look:
-        for chunk in chunks(_rows(dataset, unreadable)):
-            for number, item in chunk:
-                identities.add(item, number)
-                yield from caption_faults(item, dataset[number].captions)
-                if visual == "features" and (
-                    fault := feature_fault(item, dataset.store, feature_key(item))
-                ):
-                    yield fault
-            if visual == "image":
-                shown = [item for _, item in chunk if item.image is not None]
-                tasks = [(str(dataset.image_root / str(i.image)), str(i.image), False)
-                         for i in shown]  # fmt: skip
-                for item, seen in zip(shown, look(tasks)):
-                    if seen.kind is not None:
-                        yield Fault(item.where, item.id, None, seen.kind, seen.message)
-                for _, item in chunk:
-                    if item.image is None:
-                        said = f"item {item.id!r} has no image"
-                        yield Fault(item.where, item.id, None, "image_missing", said)
+    for number, item in _rows(dataset, unreadable):
+        identities.add(item, number)
+        yield from caption_faults(item, dataset[number].captions)
     yield from unreadable
     for number in sorted(identities.suspects()):
         yield from identities.judge(dataset.manifest[number])
 
 
-def _rows(dataset: ManifestDataset, unreadable: list[Fault]) -> Iterator[tuple[int, Item]]:
-    for number in range(len(dataset)):
+# -- pictures and features ----------------------------------------------------------------------
+
+
+def _visual_faults(
+    dataset: ManifestDataset, visual: Visual, workers: int, remember: bool
+) -> list[Fault]:
+    """Look at the pictures or features that are not known as good; note which ones are now."""
+    folder = dataset.image_root if visual == "image" or not dataset.store else dataset.store.folder
+    kept = _cache_file(dataset, [visual, str(folder.resolve())], ".npy")
+    # size and time of the file that was good; -1: none is known
+    good = np.full((len(dataset), 2), -1, dtype=np.int64)
+    if remember and kept.is_file():
+        good = np.load(kept, allow_pickle=False)
+    before = good.copy()
+    stamps = _stamps(dataset, visual)
+    suspects = np.flatnonzero((good != stamps).any(axis=1) | (good < 0).any(axis=1))
+    faults = []
+    # spawned processes take seconds to start
+    with looker(workers if visual == "image" and len(suspects) > WORTH_WORKERS else 1) as look:
+        for chunk in chunks(_rows(dataset, [], suspects.tolist())):
+            for (number, _), fault in zip(chunk, _looks(dataset, visual, look, chunk)):
+                good[number] = stamps[number] if fault is None else -1
+                if fault is not None:
+                    faults.append(fault)
+    if remember and not np.array_equal(good, before):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        aside = kept.with_name(f".{os.getpid()}.{kept.name}")
+        np.save(aside, good, allow_pickle=False)
+        os.replace(aside, kept)
+    return faults
+
+
+def _stamps(dataset: ManifestDataset, visual: Visual) -> np.ndarray:
+    """Return `(items, 2)` size and time (ns) of the file that each item is read from; -1: none."""
+    stamps = np.full((len(dataset), 2), -1, dtype=np.int64)
+    if visual == "features" and dataset.store is not None:
+        files = ["index.json", *(shard["file"] for shard in dataset.store.index["shards"])]
+        found = [_stamp(dataset.store.folder / file) for file in files]
+        stamps[:] = sum(size for size, _ in found), max(time for _, time in found)
+    elif visual == "image":
+        for number, item in _rows(dataset, []):
+            if item.image is not None:
+                stamps[number] = _stamp(dataset.image_root / item.image)
+    return stamps
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # such as a NUL in the name; who opens it says what is wrong
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _looks(
+    dataset: ManifestDataset, visual: Visual, look: Looker, chunk: list[tuple[int, Item]]
+) -> Iterator[Fault | None]:
+    """Yield the fault of each item's picture or features, if it has one."""
+    if visual == "features":
+        yield from (feature_fault(item, dataset.store, feature_key(item)) for _, item in chunk)
+        return
+    tasks = [(str(dataset.image_root / i.image), i.image, False) for _, i in chunk if i.image]
+    seen = iter(look(tasks))
+    for _, item in chunk:
+        if not item.image:
+            said = f"item {item.id!r} has no image"
+            yield Fault(item.where, item.id, None, "image_missing", said)
+            continue
+        found = next(seen)
+        if found.kind is None or found.kind in WARNINGS:
+            yield None
+        else:
+            yield Fault(item.where, item.id, None, found.kind, found.message)
+
+
+def _rows(
+    dataset: ManifestDataset, unreadable: list[Fault], numbers: Iterable[int] | None = None
+) -> Iterator[tuple[int, Item]]:
+    """Yield the items that can be read, all or those of some numbers; note the others."""
+    for number in range(len(dataset)) if numbers is None else numbers:
         try:
             yield number, dataset.manifest[number]
         except DataError as error:
