@@ -16,7 +16,7 @@ import tokenizers as hf_tokenizers
 from pydantic import Field
 
 from xlcm.config import check_part
-from xlcm.encoders.tokenizer_sentencepiece import SentencePieceTokenizer, pad
+from xlcm.encoders.tokenizer_sentencepiece import MODEL_FILE, SentencePieceTokenizer, pad
 from xlcm.registry import tokenizers
 from xlcm.types import TextBatch
 
@@ -133,7 +133,11 @@ class HFTokenizer:
 
 
 def prepare_tokenizer(
-    model_spec: dict[str, Any], texts: Callable[[], Iterable[str]], folder: str | Path
+    model_spec: dict[str, Any],
+    texts: Callable[[], Iterable[str]],
+    folder: str | Path,
+    *,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """Train the text tower's tokenizer, where the config names one without a `path`.
 
@@ -143,9 +147,14 @@ def prepare_tokenizer(
         model_spec: of a model with a `text` tower.
         texts: called for the training captions, only if they are needed.
         folder: where `sentencepiece.model` is written.
+        keep: open the one in `folder` instead: a model was trained on its pieces, and others
+            would give every row of its embedding another meaning.
 
     Returns:
         The spec with the tokenizer's `path` set, or the given one.
+
+    Raises:
+        FileNotFoundError: if there is none to keep.
     """
     text = model_spec.get("text", {})
     text = {"name": text} if isinstance(text, str) else text
@@ -154,9 +163,13 @@ def prepare_tokenizer(
     if spec.get("name") != "sentencepiece" or spec.get("path") is not None:
         return model_spec
     options = {k: v for k, v in check_part(tokenizers, spec).items() if k != "name"}
-    trained = SentencePieceTokenizer(**options).train(texts()).save(folder)
-    trained["path"] = str(Path(folder) / trained["path"])
-    return {**model_spec, "text": {**text, "tokenizer": trained}}
+    path = str(Path(folder) / MODEL_FILE)
+    if keep:
+        tokenizer = SentencePieceTokenizer(**{**options, "path": path})
+    else:
+        tokenizer = SentencePieceTokenizer(**options).train(texts())
+        tokenizer.save(folder)
+    return {**model_spec, "text": {**text, "tokenizer": {**tokenizer.spec(), "path": path}}}
 
 
 # -- opening files ------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.registry import methods, models
 from xlcm.training import checkpoint
+from xlcm.training.fingerprint import fingerprint, same_data
 from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
 
 MAY_CHANGE = {
@@ -133,7 +134,7 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
 
     Raises:
         DataError: naming file and line.
-        ConfigError: if a view of the method is missing.
+        ConfigError: if the run goes on and its data are no longer those that it began with.
     """
     data = config.data
     specs = {name: getattr(data, name) for name in ("train", "val", "test")}
@@ -164,22 +165,30 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
             f"{len(rows.dropped)} items lack a caption for some view and are left out, such as "
             f"{', '.join(rows.dropped[:3])}"
         )
-    return Data(rows, splits.get("val"), splits.get("test"))
+    val = splits.get("val")
+    same_data(output, fingerprint(rows, val), write=accelerator.is_main_process)
+    return Data(rows, val, splits.get("test"))
 
 
 def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> Method:
     """Train the tokenizer if need be, build the model with its weights and the method on it.
 
+    A run that goes on keeps the tokenizer that it began with.
+
     Raises:
         ConfigError: if the method needs a view that `data.views` lacks.
         FileNotFoundError: if weights or a tokenizer can't be had.
     """
-    folder = Path(str(config.run.output)) / "tokenizer"
+    output = Path(str(config.run.output))
     spec = [config.model]
     if accelerator.is_main_process:
+        going, _ = checkpoint.newest_good(output / "checkpoints")
         spec = [
             prepare_tokenizer(
-                config.model, lambda: training_texts(rows.dataset, rows.views), folder
+                config.model,
+                lambda: training_texts(rows.dataset, rows.views),
+                output / "tokenizer",
+                keep=going is not None,
             )
         ]
     if accelerator.num_processes > 1:
