@@ -398,6 +398,20 @@ def test_training_items_that_are_scored_on_are_found(folder):
     assert len(find_overlap(folder.dataset(), folder.dataset("test"))) == 2
 
 
+def test_captions_with_an_id_of_the_test_data_are_found_one_by_one(folder):
+    folder.item({}, {"id": "i1#0"}, {"id": "i1#1", "lang": "fr"}, split="test")
+    found = find_overlap(folder.dataset(), folder.dataset("test"))
+    assert [(f.item, f.caption, f.kind) for f in found] == [
+        ("i1", "i1#0", "duplicate_caption"), ("i1", "i1#1", "duplicate_caption"),
+    ]  # fmt: skip
+    assert str(found[0]).endswith(
+        f"m.jsonl:2: caption id 'i1#0' is also at {folder.manifest}:4, which scores are measured on"
+    )
+    assert folder.check().counts == {"duplicate_caption": 2}
+    french = folder.dataset("test", langs=["fr"])  # what is not read does no harm
+    assert [f.caption for f in find_overlap(folder.dataset(), french)] == ["i1#1"]
+
+
 def test_items_of_two_manifests_may_have_one_id(folder, tmp_path):
     (tmp_path / "other").mkdir()
     other = Folder(tmp_path / "other")

@@ -260,6 +260,39 @@ def test_training_rows_that_are_tested_on_stop_or_are_left_out(folder, same):
     assert seen(train) == seen(clean)
 
 
+def test_validation_and_test_data_may_not_overlap_either(folder):
+    rows = [*folder.good, good("v", "val"), {**good("w", "val"), "image": "i13.jpg"}]
+    (folder.path / "v.jpg").write_bytes(jpeg(78))
+    path = folder.write("bad.jsonl", rows)
+    specs = [spec(path), spec(path, "val"), spec(path, "test")]
+    with pytest.raises(DataError) as raised:
+        open_splits(specs, visual="image")
+    assert "1 fault(s) in bad, split 'val'" in str(raised.value)
+    assert f"{path}:16: image " in str(raised.value)
+    assert f"is also at {path}:14, which scores are measured on" in str(raised.value)
+    (train, val, test), skipped = open_splits(
+        specs, visual="image", on_error="skip", max_skipped=0.5
+    )
+    assert [(f.where, f.kind) for f in skipped] == [(f"{path}:16", "split_overlap")]
+    assert (len(train), [val[i].id for i in range(len(val))], len(test)) == (12, ["v"], 2)
+
+
+@pytest.mark.parametrize("other", ["val", "test"])
+def test_a_caption_id_that_is_scored_on_too_stops_or_is_left_out(folder, other):
+    later = good("v", other)
+    later["captions"][0]["id"] = "i3#1"
+    later["captions"][2]["of"] = "i3#1"
+    (folder.path / "v.jpg").write_bytes(jpeg(78))
+    path = folder.write("bad.jsonl", [*folder.good, later])
+    specs = [spec(path), spec(path, other)]
+    with pytest.raises(DataError, match=rf"{BAD}: caption id 'i3#1' is also at .*:15"):
+        open_splits(specs, visual="image")
+    (train, scored), skipped = open_splits(specs, visual="image", on_error="skip", max_skipped=0.5)
+    assert [(f.where, f.caption) for f in skipped] == [(f"{path}:{BAD}", "i3#1")]
+    assert [c.id for c in train[3].captions] == ["i3#0", "i3#de"]
+    assert "i3#1" in [c.id for i in range(len(scored)) for c in scored[i].captions]
+
+
 def test_faults_of_the_test_split_count_too(folder):
     path = folder.with_row({**good("new", "test"), "image": "nope.jpg"})
     (train, test), skipped = opened(path, on_error="skip", max_skipped=0.4)

@@ -63,27 +63,35 @@ def find_bad_rows(
     return sorted(faults, key=lambda fault: int(fault.where.rpartition(":")[2]))
 
 
-def find_overlap(train: ManifestDataset, *others: ManifestDataset) -> list[Fault]:
-    """Return the training items that validation or test data hold too, one fault each.
+def find_overlap(dataset: ManifestDataset, *others: ManifestDataset) -> list[Fault]:
+    """Return what validation or test data hold too of a split, one fault an item or caption.
 
-    Compared are image files, videos, keys of one feature store and, in one manifest, ids: two
-    manifests may both count their items from 1. Lines that are no items are passed over here:
-    `find_bad_rows` lists them.
+    Compared are image files, videos, keys of one feature store and, in one manifest, ids of items
+    and captions: two manifests may both count theirs from 1. Lines that are no items are passed
+    over here: `find_bad_rows` lists them.
 
     Args:
-        train: where the faults are.
+        dataset: where the faults are: training data, or validation data beside test data.
         others: the data that scores are measured on.
     """
     known: dict[str, str] = {}
     for other in others:
-        for _, item in _rows(other, []):
-            known.update((name, item.where) for name in _names(other, item))
+        for number, item in _rows(other, []):
+            names = [*_names(other, item), *_caption_names(other, other[number])]
+            known.update((name, item.where) for name in names)
     faults = []
-    for _, item in _rows(train, []) if known else ():
-        shared = [name for name in _names(train, item) if name in known]
+    for number, item in _rows(dataset, []) if known else ():
+        shared = [name for name in _names(dataset, item) if name in known]
         if shared:
             said = f"{shared[0]} is also at {known[shared[0]]}, which scores are measured on"
             faults.append(Fault(item.where, item.id, None, "split_overlap", said))
+            continue
+        captions = dataset[number].captions
+        for caption, name in zip(captions, _caption_names(dataset, dataset[number])):
+            if name in known:
+                said = f"caption id {caption.id!r} is also at {known[name]}, which scores are "
+                said += "measured on"
+                faults.append(Fault(item.where, item.id, caption.id, "duplicate_caption", said))
     return faults
 
 
@@ -94,6 +102,11 @@ def _names(dataset: ManifestDataset, item: Item) -> Iterator[str]:
             yield f"{kind} {str(dataset.image_root.resolve() / path)!r}"
     if dataset.store is not None:
         yield f"features {feature_key(item)!r} of {dataset.store.folder.resolve()}"
+
+
+def _caption_names(dataset: ManifestDataset, item: Item) -> Iterator[str]:
+    manifest = Path(dataset.manifest.path).resolve()
+    return (f"caption {caption.id!r} of {manifest}" for caption in item.captions)
 
 
 def write_skipped(faults: Iterable[Fault], path: str | Path) -> None:

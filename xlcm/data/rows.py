@@ -37,8 +37,10 @@ def open_splits(
     every picture or feature once, and leaves bad items and captions out from the start, so that
     the others train as if the bad ones were absent.
 
+    An item that two splits share is a fault of the earlier one: scores stay comparable.
+
     Args:
-        specs: of the `datasets` registry.
+        specs: of the `datasets` registry: training, then what scores are measured on.
         visual: what will be read.
         on_error: what to do with faults.
         max_skipped: share of items with a fault, of any split, above which `skip` stops too.
@@ -51,17 +53,15 @@ def open_splits(
         DataError: for faults, each with file and line.
     """
     opened: list[Dataset] = [build(datasets, spec) for spec in specs]
-    manifests = [d for d in opened if isinstance(d, ManifestDataset)]
-    overlap: list[Fault] = []
-    if isinstance(opened[0], ManifestDataset):
-        overlap = find_overlap(opened[0], *(d for d in manifests if d is not opened[0]))
+    whole = list(opened)  # `opened` loses its faults one by one
     skipped: list[Fault] = []
-    for position, dataset in enumerate(opened):
+    for position, dataset in enumerate(whole):
         if not isinstance(dataset, ManifestDataset):
             continue
         looked_at = visual if on_error == "skip" else "none"
         faults = find_bad_rows(dataset, visual=looked_at, workers=workers)
-        faults += overlap if position == 0 else []
+        later = [d for d in whole[position + 1 :] if isinstance(d, ManifestDataset)]
+        faults += find_overlap(dataset, *later)
         if faults and on_error == "raise":
             raise DataError(_listed(dataset, faults) + "; data.on_error=skip leaves them out")
         bad = {fault.where for fault in faults}
