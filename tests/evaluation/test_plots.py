@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from xlcm.data.manifest import DataError
 from xlcm.evaluation import fonts
 from xlcm.evaluation.plots import plot_curves, read_metrics, save_plots
 from xlcm.evaluation.report import RetrievalReport
@@ -103,6 +104,30 @@ def test_sheet_frames_the_right_picture(tmp_path: Path) -> None:
         return int((np.abs(pixels - (0, 158, 115)).sum(axis=2) < 30).sum())
 
     assert green("right.png") > 4000 > green("wrong.png")
+
+
+def test_a_picture_that_can_not_be_had_is_a_grey_tile_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def picture(index: int) -> Image.Image:
+        if index != 3:
+            raise DataError(f"photos.jsonl:{index}: no such picture")
+        return Image.new("RGB", (40, 20), "red")
+
+    row = SheetRow("de", "Ein Hund", [3, 1, 4], [0.9, 0.8, 0.7], right=1, rank=2)
+    path = tmp_path / "sheet.png"
+    assert retrieval_sheet([row], picture, path) == path
+    told = "2 of 3 pictures on the sheet of found pictures are grey tiles: photos.jsonl:1: no such"
+    assert told in caplog.text
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    grey = (np.abs(pixels - 0xD0).sum(axis=2) == 0).mean()
+    red = (np.abs(pixels - (255, 0, 0)).sum(axis=2) < 30).mean()
+    assert grey > 2 * red > 0.02  # the red picture is padded to a square
+
+    none = SheetRow("de", "Ein Hund", [1, 4], [0.8, 0.7])
+    assert retrieval_sheet([none], picture, tmp_path / "none.png") is None
+    assert not (tmp_path / "none.png").exists()
+    assert "no sheet of found pictures, since there are none to show: photos.jsonl:1" in caplog.text
 
 
 def test_sheet_rows_ask_for_the_same_pictures_in_every_language() -> None:

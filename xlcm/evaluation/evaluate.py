@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from xlcm.evaluation.retrieval import evaluate_embeddings
 from xlcm.evaluation.sheet import retrieval_sheet, sheet_rows
 from xlcm.models.encoding import bar, by_length, inference
 from xlcm.types import Origin, Visual
+
+log = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 5
 
@@ -69,15 +72,23 @@ class SplitResult:
         self.dataset = dataset
 
     def save_sheet(self, path: str | Path, config: EvaluationConfig, seed: int = 0) -> Path | None:
-        """Draw queries by lot with the pictures found; None where there are no pictures."""
+        """Draw queries by lot with the pictures found.
+
+        What can't be shown, pictures or languages, is told in the log. None if nothing can.
+        """
+        if not config.sheet_queries:
+            return None
         langs = config.sheet_langs or list(self.texts)[:4]
         shown = {lang: self.texts[lang] for lang in langs if lang in self.texts}
-        if not config.sheet_queries or not shown:
+        if absent := [lang for lang in langs if lang not in shown]:
+            log.warning(
+                "evaluation.sheet_langs: no queries in %s, so %s; there are %s",
+                ", ".join(absent),
+                "the sheet goes without" if shown else "there is no sheet of found pictures",
+                ", ".join(self.texts),
+            )
+        if not shown:
             return None
-        try:
-            self.dataset.load_image(0)
-        except DataError:
-            return None  # a manifest of features alone has nothing to show
         rows = sheet_rows(
             self.report, shown, queries=config.sheet_queries, columns=SHEET_COLUMNS, seed=seed
         )
@@ -113,7 +124,7 @@ def evaluate(
             caption fits.
     """
     config = config or EvaluationConfig()
-    texts, owners = _captions(dataset, config)
+    texts, owners = queries(dataset, config)
     with inference(retriever):
         image = _images(retriever, dataset, config.batch_size, workers, progress)
         text = {
@@ -134,9 +145,14 @@ def evaluate(
     return SplitResult(report, texts, dataset)
 
 
-def _captions(
+def queries(
     dataset: Dataset, config: EvaluationConfig
 ) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
+    """Return by language the captions that are asked with, and the numbers of their items.
+
+    Raises:
+        DataError: if there are none, in a language that was asked for or at all.
+    """
     texts: dict[str, list[str]] = {lang: [] for lang in config.langs or ()}
     owners: dict[str, list[int]] = {lang: [] for lang in config.langs or ()}
     for index in range(len(dataset)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from xlcm.data.manifest import DataError
 from xlcm.evaluation.fonts import BASE, families_for
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.evaluation.style import COLOURS, GREY, figure
+
+log = logging.getLogger(__name__)
 
 RIGHT = COLOURS[2]
 LINE_WIDTH = 28  # Latin letters; a Chinese character counts two
@@ -114,14 +118,19 @@ def retrieval_sheet(
     path: str | Path,
     *,
     title: str = "",
-) -> Path:
+) -> Path | None:
     """Draw one line a query: its text, then the pictures found; the right one is framed.
+
+    A picture that can't be had is a grey tile; how many there are stands in the log.
 
     Args:
         rows: from `sheet_rows` or a search.
-        image: gives the picture of an index; called once for each.
+        image: gives the picture of an index, or raises DataError; called once for each.
         path: the PNG file to write.
         title: above the sheet.
+
+    Returns:
+        The path; None, and no file, if not one picture can be had.
 
     Raises:
         ValueError: if there is no row.
@@ -129,7 +138,9 @@ def retrieval_sheet(
     if not rows:
         raise ValueError("a retrieval sheet needs at least one query")
     columns = max(len(row.found) for row in rows)
-    pictures = {index: _small(image(index)) for index in {i for row in rows for i in row.found}}
+    pictures = _pictures({index for row in rows for index in row.found}, image)
+    if not any(pictures.values()):
+        return None
     families = families_for([title, *(row.text for row in rows)])
     side = 1.35
     head = 0.35 + 0.35 * bool(title)
@@ -146,6 +157,25 @@ def retrieval_sheet(
                 axes = _place(drawn, box, size)
                 _picture(axes, pictures[index], f"{score:.2f}", index == row.right)
     return Path(path)
+
+
+def _pictures(
+    wanted: set[int], image: Callable[[int], Image.Image]
+) -> dict[int, Image.Image | None]:
+    pictures: dict[int, Image.Image | None] = {}
+    faults: list[DataError] = []
+    for index in sorted(wanted):
+        try:
+            pictures[index] = _small(image(index))
+        except DataError as error:
+            pictures[index] = None
+            faults.append(error)
+    if len(faults) == len(wanted):
+        log.warning("no sheet of found pictures, since there are none to show: %s", faults[0])
+    elif faults:
+        log.warning("%d of %d pictures on the sheet of found pictures are grey tiles: %s",
+                    len(faults), len(wanted), faults[0])  # fmt: skip
+    return pictures
 
 
 def _small(picture: Image.Image) -> Image.Image:
@@ -189,8 +219,12 @@ def _query(drawn: Figure, row: SheetRow, top: float, size: tuple[float, float]) 
     drawn.text(x, y - 0.3 / size[1], text, size=9.5, va="top", linespacing=1.25)
 
 
-def _picture(axes: Axes, picture: Image.Image, score: str, right: bool) -> None:
-    axes.imshow(picture)  # type: ignore[arg-type]
+def _picture(axes: Axes, picture: Image.Image | None, score: str, right: bool) -> None:
+    if picture is None:
+        axes.set_facecolor("#d0d0d0")
+        axes.text(0.5, 0.5, "no picture", size=8, family=BASE, color=GREY, ha="center", va="center")
+    else:
+        axes.imshow(picture)  # type: ignore[arg-type]
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(True)

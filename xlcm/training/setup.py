@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from xlcm.data.collate import Collator, TrainLoader
 from xlcm.data.dataset import Dataset
 from xlcm.data.rows import Rows, open_splits, survey, training_texts
 from xlcm.encoders.tokenizer import prepare_tokenizer
-from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate
+from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate, queries
 from xlcm.evaluation.plots import save_plots
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
@@ -133,7 +134,7 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
     """Open the splits, see to their faults, count the rows; tell what was left out.
 
     Raises:
-        DataError: naming file and line.
+        DataError: naming file and line; if a split has no captions that `evaluation` asks with.
         ConfigError: if the run goes on and its data are no longer those that it began with.
     """
     data = config.data
@@ -165,6 +166,9 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
             f"{len(rows.dropped)} items lack a caption for some view and are left out, such as "
             f"{', '.join(rows.dropped[:3])}"
         )
+    for name in ("val", "test"):
+        if name in splits:  # now, rather than when the model is trained
+            queries(splits[name], config.evaluation)
     val = splits.get("val")
     same_data(output, fingerprint(rows, val), write=accelerator.is_main_process)
     return Data(rows, val, splits.get("test"))
@@ -245,27 +249,32 @@ def validate(config: TrainConfig, data: Data, retriever: Any) -> RetrievalReport
 def finish(
     accelerator: Accelerator, config: TrainConfig, data: Data, retriever: Any
 ) -> SplitResult | None:
-    """Evaluate on the test split; leave model, report, plots and the sheet of found pictures."""
+    """Leave the model; evaluate it on the test split, leave report, plots and sheet as well.
+
+    The model comes first and the ornaments last: whatever fails, hours of training are kept.
+    """
     judged = data.test or data.val
     output = Path(str(config.run.output))
+    save = partial(
+        retriever.save_pretrained,
+        output / "model",
+        languages=data.rows.langs_seen,
+        about={"method": config.method["name"], "data": data.rows.dataset.name},
+        title=config.run.name,
+    )
+    if accelerator.is_main_process:
+        save()
     result = None
     if judged is not None:
         result = evaluate(
             retriever, judged, config.evaluation, workers=config.data.workers, top_k=SHEET_COLUMNS
         )
     if accelerator.is_main_process:
-        report = None
         if result is not None:
             result.report.save(output)
-            report = result.report.to_dict()
-            result.save_sheet(output / "plots" / "sheet.png", config.evaluation)
-        retriever.save_pretrained(
-            output / "model",
-            report=report,
-            languages=data.rows.langs_seen,
-            about={"method": config.method["name"], "data": data.rows.dataset.name},
-            title=config.run.name,
-        )
+            save(report=result.report.to_dict())
         save_plots(output)
+        if result is not None:
+            result.save_sheet(output / "plots" / "sheet.png", config.evaluation)
     accelerator.wait_for_everyone()
     return result
