@@ -196,3 +196,74 @@ def test_a_broken_picture_stops_with_file_and_line(tiny_data, tmp_path, workers)
         (tmp_path / f"val{i}.png").write_bytes((tiny_data / f"val{i}.png").read_bytes())
     with pytest.raises(DataError, match=r"bad\.jsonl:3: .*gone\.png"):
         encode(path)
+
+
+# -- faults that are skipped ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(tiny_data, tmp_path):
+    """The validation pictures with three faults: one gone, one cut short, one line of no item."""
+    lines = [line for line in (tiny_data / "tiny.jsonl").read_text().splitlines() if '"val' in line]
+    lines = lines[:15]  # odd, so that of two processes one repeats the first
+    for i in range(15):
+        (tmp_path / f"val{i}.png").write_bytes((tiny_data / f"val{i}.png").read_bytes())
+    (tmp_path / "val0.png").unlink()
+    (tmp_path / "val8.png").write_bytes((tiny_data / "val8.png").read_bytes()[:40])
+    lines.insert(3, lines[3][:-5])
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines, ""]))
+    return tmp_path
+
+
+def skipping(tiny_data, folder, **changes):
+    """Write a config that skips faults."""
+    given = {"manifest": str(folder / "bad.jsonl"), "on_error": "skip", "max_skipped": 0.2}
+    return config(tiny_data, folder, **{**given, **changes})
+
+
+def told(folder):
+    """Return line, item and kind of what is in `skipped.jsonl`, sorted by line."""
+    rows = map(json.loads, (folder / "store" / "skipped.jsonl").read_text().splitlines())
+    found = [(int(row["where"].rpartition(":")[2]), row["item"], row["kind"]) for row in rows]
+    return sorted(found)
+
+
+FAULTS = [(1, "val0", "image_missing"), (4, "", "bad_line"), (10, "val8", "image_undecodable")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_pictures_are_skipped_and_listed_if_so_wished(tiny_data, spoilt, capsys, workers):
+    path = skipping(tiny_data, spoilt, workers=workers)
+    assert encode(path) == 0
+    assert told(spoilt) == FAULTS
+    assert "3 item(s) skipped, listed in" in capsys.readouterr().out
+    store = FeatureStore(spoilt / "store")
+    expected = own(tiny_data)
+    assert sorted(store.keys()) == sorted(set(expected) - {"val0", "val8", "val15"})
+    close(store, {key: expected[key] for key in store.keys()})  # noqa: SIM118
+
+
+def test_a_picture_that_comes_back_is_added_by_the_next_run(tiny_data, spoilt):
+    encode(skipping(tiny_data, spoilt))
+    (spoilt / "val0.png").write_bytes((tiny_data / "val0.png").read_bytes())
+    assert encode(skipping(tiny_data, spoilt)) == 0
+    assert told(spoilt) == FAULTS[1:]
+    close(FeatureStore(spoilt / "store"), {"val0": own(tiny_data)["val0"]})
+
+
+def test_more_bad_pictures_than_allowed_stop_all_the_same(tiny_data, spoilt):
+    with pytest.raises(DataError) as raised:
+        encode(skipping(tiny_data, spoilt, max_skipped=0.18))
+    assert "split 'val': 3 of 16 items can't be read so far, 18.8%" in str(raised.value)
+    assert "bad.jsonl:1: image 'val0.png': no such file" in str(raised.value)
+    with pytest.raises(DataError, match=r"bad\.jsonl:4: "):
+        encode(skipping(tiny_data, spoilt, on_error="raise", splits=["val"]))
+
+
+def test_two_processes_skip_alike(tiny_data, spoilt, processes):
+    found = processes.run(2, encode_in_pool, skipping(tiny_data, spoilt, batch_size=3))
+    assert [result["code"] for result in found] == [0, 0]
+    assert told(spoilt) == FAULTS
+    store, expected = FeatureStore(spoilt / "store"), own(tiny_data)
+    assert sorted(store.keys()) == sorted(set(expected) - {"val0", "val8", "val15"})
+    close(store, {key: expected[key] for key in store.keys()})  # noqa: SIM118

@@ -27,6 +27,9 @@ class EncodeConfig(Section):
         batch_size: pictures at once for each process.
         workers: loading processes.
         shard_items: pictures a shard: an interruption costs at most one.
+        on_error: `raise` stops at the first picture that can't be read; `skip` encodes the others
+            and lists the bad ones in `skipped.jsonl` in the store's folder.
+        max_skipped: share of bad items, of any split, above which `skip` stops all the same.
     """
 
     image: part_field(image_encoders)  # type: ignore[valid-type]
@@ -40,3 +43,5 @@ class EncodeConfig(Section):
     batch_size: Annotated[int, Field(gt=0)] = 64
     workers: Annotated[int, Field(ge=0)] = 2
     shard_items: Annotated[int, Field(gt=0)] = 2048
+    on_error: Literal["raise", "skip"] = "raise"
+    max_skipped: Annotated[float, Field(ge=0, le=1)] = 0.01
