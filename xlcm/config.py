@@ -2,8 +2,9 @@
 
 The signature of a part is its schema: keyword-only arguments are options that a config may set;
 positional arguments are handed over by the code that builds it. A file may say
-`extends: other.yaml`; `section.key=value` on the command line overrides. Everything is checked
-before anything is built, and a fault names the file, the key and the nearest known name.
+`extends: other.yaml`; `section.key=value` on the command line overrides. Every name and
+option is checked before any part is built, and a fault names the file, the key and the nearest
+known name.
 """
 
 from __future__ import annotations
