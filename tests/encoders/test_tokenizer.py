@@ -310,10 +310,11 @@ def test_saved_settings_name_the_special_tokens(wordpiece, tmp_path):
 
 def test_split_han_gives_every_chinese_character_a_piece_of_its_own(tmp_path):
     texts = ["两只小狗在草地上奔跑。", "一只小狗在雪地上。", "two small dogs run"] * 5
-    whole = SentencePieceTokenizer(vocab_size=360).train(texts)
-    split = SentencePieceTokenizer(vocab_size=360, split_han=True).train(texts)
-    assert split.lengths(["在小狗在小狗"]) == [2 + 6]
-    assert whole.lengths(["两只小狗"]) < [2 + 4]
+    whole = SentencePieceTokenizer(vocab_size=300, kind="bpe").train(texts)
+    split = SentencePieceTokenizer(vocab_size=300, kind="bpe", split_han=True).train(texts)
+    opening = 2 + 1  # <s>, </s> and the border of a word
+    assert split.lengths(["在小狗在小狗"]) == [opening + 6]
+    assert whole.lengths(["在小狗在小狗"]) < [opening + 6]
     saved = split.save(tmp_path)
     again = SentencePieceTokenizer(
         **{**{k: v for k, v in saved.items() if k != "name"}, "path": str(tmp_path)}

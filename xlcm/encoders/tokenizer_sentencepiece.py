@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "sentencepiece.model"
 
 
+BORDER = "\u001f"  # a control character, which captions may not have
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
@@ -95,7 +96,9 @@ class SentencePieceTokenizer:
             ConfigError: if there is no text, or more characters than pieces.
         """
         written = io.BytesIO()
-        lines = (" ".join(self._spaced(text).split()) for text in texts)  # it reads lines
+        lines = (" ".join(text.split()) for text in texts)  # sentencepiece reads lines
+        if self.split_han:
+            lines = (HAN.sub(rf"{BORDER}\g<0>{BORDER}", line) for line in lines)
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(line for line in lines if line),
@@ -105,6 +108,7 @@ class SentencePieceTokenizer:
                 character_coverage=self.coverage,
                 byte_fallback=True,
                 hard_vocab_limit=False,
+                pretokenization_delimiter=BORDER if self.split_han else "",
                 max_sentence_length=65536,  # bytes; the default drops long lines in silence
                 pad_id=0, unk_id=1, bos_id=2, eos_id=3,
                 num_threads=1,  # several don't add up in a fixed order
@@ -117,9 +121,6 @@ class SentencePieceTokenizer:
         if self.vocab_size < wanted:
             log.warning("the text has only %d of %d word pieces", self.vocab_size, wanted)
         return self
-
-    def _spaced(self, text: str) -> str:
-        return HAN.sub(r" \g<0> ", text) if self.split_han else text
 
     def _explain(self, fault: str) -> str:
         if "sentences_.empty()" in fault:
@@ -176,7 +177,7 @@ class SentencePieceTokenizer:
         return self._opening + self._closing
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        pieces = self._processor.encode([self._spaced(t) for t in texts], num_threads=1)
+        pieces = self._processor.encode(list(texts), num_threads=1)
         if self._opening or self._closing:
             return pieces
         return [p or [max(self._processor.unk_id(), 0)] for p in pieces]  # never an empty row
