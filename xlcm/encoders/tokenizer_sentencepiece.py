@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "sentencepiece.model"
 
 
-BORDER = "\u001f"  # a control character, which captions may not have
+BORDER = "\ue000"  # of private use; sentencepiece itself drops control characters
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
