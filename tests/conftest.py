@@ -1,8 +1,14 @@
 """Fixtures that many tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# started processes get one thread too: sums of floats differ with the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
