@@ -96,6 +96,8 @@ image_encoders = Registry(
         "timm": "xlcm.encoders.image_timm:TimmImageEncoder",
         "hf": "xlcm.encoders.image_hf:HFImageEncoder",
         "features": "xlcm.encoders.features:FeatureEncoder",
+        "frame_attention": "xlcm.encoders.video_attention:FrameAttentionEncoder",
+        "frame_transformer": "xlcm.encoders.video_transformer:FrameTransformerEncoder",
     },
 )
 text_encoders = Registry(
@@ -103,6 +105,7 @@ text_encoders = Registry(
     {
         "hf": "xlcm.encoders.text_hf:HFTextEncoder",
         "bag": "xlcm.encoders.text_bag:BagTextEncoder",
+        "refined": "xlcm.encoders.text_refined:RefinedTextEncoder",
     },
 )
 poolings = Registry(
@@ -133,4 +136,13 @@ losses = Registry(
         "triplet": "xlcm.losses.triplet:TripletLoss",
     },
 )
-methods = Registry("method", {"contrastive": "xlcm.methods.contrastive:Contrastive"})
+methods = Registry(
+    "method",
+    {
+        "contrastive": "xlcm.methods.contrastive:Contrastive",
+        "nrccr": "xlcm.methods.nrccr:NRCCR",
+        "c2kd": "xlcm.methods.c2kd:C2KD",
+        "translate_train": "xlcm.methods.translate_train:TranslateTrain",
+        "cl2cm": "xlcm.methods.cl2cm:CL2CM",
+    },
+)

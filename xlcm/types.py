@@ -99,12 +99,14 @@ class TextBatch(_Movable):
         mask: `(b, L)` bool, true on real tokens.
         langs: `b` BCP 47 codes.
         cut: how many captions were longer than the tower takes and lost their end.
+        keys: `b` caption ids, where the captions come from a data set.
     """
 
     ids: Tensor
     mask: Tensor
     langs: tuple[str, ...] = ()
     cut: int = 0
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -130,14 +132,16 @@ class Batch(_Movable):
         ids: `(b,)` int64, the visual item of each row; equal ids are never negatives of
             one another.
         visual: None in a text-only stream.
-        text: view name (`source`, `target`, `back`, ...) -> captions.
+        text: view name (`source`, `target`, `targets.de`, ...) -> captions.
         names: `b` item ids as written in the manifest, for messages.
+        fixed: whether an item looks the same each time: nothing about `visual` was drawn.
     """
 
     ids: Tensor
     visual: Visual | None = None
     text: dict[str, TextBatch] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    fixed: bool = False
 
 
 @dataclass(slots=True)

@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from xlcm.data.dataset import Dataset
+from xlcm.data.views import Views
+from xlcm.encoders.base import Tokenizer
 from xlcm.registry import nearest
 from xlcm.types import Batch, Terms, TextBatch, Visual
 
@@ -49,18 +52,43 @@ class Method(nn.Module):
         cacheable: whether `losses` only reads what `encode` returned and the retriever's
             temperature and bias. A method that runs towers again in `losses` says False, and
             gradient caching refuses it.
-        weights: factor of each term in the total.
+        weights: factor of each term in the total; `begin` may change them.
+        extra_texts: captions of a view once more, for another tokenizer (a teacher's): name in
+            `Batch.text` -> (view, tokenizer).
     """
 
     views: tuple[str, ...] = ()
     cacheable: ClassVar[bool] = True
     weights: dict[str, float]
+    extra_texts: dict[str, tuple[str, Tokenizer]]
     retriever: Any
 
     def __init__(self, retriever: Any) -> None:
         super().__init__()
         self.retriever = retriever
         self.weights = {}
+        self.extra_texts = {}
+
+    def begin(self, epoch: float) -> None:
+        """Set what depends on the time; the loop calls it before each step.
+
+        Args:
+            epoch: passes over the rows that are done, with their fraction.
+        """
+
+    def resting(self) -> tuple[str, ...]:
+        """Return prefixes of parameters (as in `named_parameters`) whose rate is 0 in this step."""
+        return ()
+
+    def remember(self, dataset: Dataset, views: Views) -> None:
+        """Compute once what no step changes, such as a frozen teacher's embeddings.
+
+        Called before the first step, on every process.
+
+        Args:
+            dataset: the training split.
+            views: which of its captions the method will get.
+        """
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Return named tensors `(b, ...)`, each row computed from its own sample only."""
