@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from xlcm.data.dataset import Dataset
 from xlcm.data.views import Views
 from xlcm.encoders.base import Tokenizer
+from xlcm.losses.base import PairLoss
 from xlcm.registry import nearest
 from xlcm.types import Batch, Terms, TextBatch, Visual
 
@@ -35,6 +37,10 @@ class Retriever(Protocol):
         """Return `(b, D)`, L2-normalised."""
         ...
 
+    def map_text(self, pooled: Tensor) -> Tensor:
+        """Return `(b, D)`, L2-normalised, for what the text tower pooled."""
+        ...
+
 
 class Method(nn.Module):
     """One way to train a retriever: encoders and losses put together.
@@ -48,6 +54,7 @@ class Method(nn.Module):
         retriever: what is trained, kept, saved and evaluated.
 
     Attributes:
+        title: its name in messages.
         views: names of the captions that it needs; an instance may need fewer than its class.
         cacheable: whether `losses` only reads what `encode` returned and the retriever's
             temperature and bias. A method that runs towers again in `losses` says False, and
@@ -57,8 +64,9 @@ class Method(nn.Module):
             `Batch.text` -> (view, tokenizer).
     """
 
+    title: str = "method"
     views: tuple[str, ...] = ()
-    cacheable: ClassVar[bool] = True
+    cacheable: bool = True
     weights: dict[str, float]
     extra_texts: dict[str, tuple[str, Tokenizer]]
     retriever: Any
@@ -68,6 +76,49 @@ class Method(nn.Module):
         self.retriever = retriever
         self.weights = {}
         self.extra_texts = {}
+
+    def settle(self, used: Iterable[object]) -> None:
+        """Bring the model's temperature and bias in line with the losses that have a weight.
+
+        A bias that none would train is refused. A temperature that none uses is no longer
+        trained: DDP waits for the gradient of every trained parameter, and it would get none.
+
+        Raises:
+            ValueError: for a bias that no loss would train.
+        """
+        pairs = [loss for loss in used if isinstance(loss, PairLoss)]
+        if self.retriever.bias is not None and not any(loss.uses_bias for loss in pairs):
+            names = ", ".join(sorted({type(loss).__name__ for loss in pairs}))
+            raise ValueError(
+                f"{self.title}: the model has a bias, but {names} would ignore it; set model.bias "
+                "to null, or choose a loss that trains it (sigmoid)"
+            )
+        log_scale = getattr(self.retriever, "log_scale", None)
+        if isinstance(log_scale, nn.Parameter) and not any(loss.uses_scale for loss in pairs):
+            log_scale.requires_grad_(False)
+
+    def captions(self, batch: Batch, view: str) -> TextBatch:
+        """Return the batch's captions of a view.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if view not in batch.text:
+            raise ValueError(
+                f"{self.title}: the batch has no {view!r} captions, only {sorted(batch.text)}; "
+                f"add data.views.{view}, or set the weights of the terms that need it to 0"
+            )
+        return batch.text[view]
+
+    def visual(self, batch: Batch) -> Visual:
+        """Return the batch's images.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if batch.visual is None:
+            raise ValueError(f"{self.title}: the batch has no images, but image terms a weight")
+        return batch.visual
 
     def begin(self, epoch: float) -> None:
         """Set what depends on the time; the loop calls it before each step.

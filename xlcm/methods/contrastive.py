@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlcm.config import Part
 from xlcm.losses.base import PairLoss
@@ -39,6 +39,7 @@ class Contrastive(Method):
     """
 
     views: tuple[str, ...] = ("source", "target")
+    title = "contrastive"
     retriever: Retriever
 
     def __init__(
@@ -65,23 +66,14 @@ class Contrastive(Method):
         self._uses_image = source_weight > 0 or target_weight > 0
         wanted = {side for name in self.weights for side in name.split("_")}
         self.views = tuple(view for view in type(self).views if view in wanted)
-        self._check_losses(retriever)
+        self._check_losses()
 
-    def _check_losses(self, retriever: Retriever) -> None:
+    def _check_losses(self) -> None:
         used = [self._loss(name) for name in self.weights]
         for loss in used:
             if not isinstance(loss, PairLoss):
                 raise TypeError(f"contrastive: {type(loss).__name__} is not a loss between pairs")
-        if retriever.bias is not None and not any(loss.uses_bias for loss in used):
-            names = sorted({type(loss).__name__ for loss in used})
-            raise ValueError(
-                f"contrastive: the model has a bias, but {', '.join(names)} would ignore it; "
-                "set model.bias to null, or choose a loss that trains it (sigmoid)"
-            )
-        log_scale = getattr(retriever, "log_scale", None)
-        if isinstance(log_scale, nn.Parameter) and not any(loss.uses_scale for loss in used):
-            # DDP waits for the gradient of every trained parameter, and this one gets none
-            log_scale.requires_grad_(False)
+        self.settle(used)
 
     def _loss(self, term: str) -> PairLoss:
         return self.text_loss if term == "source_target" else self.image_loss
@@ -96,16 +88,9 @@ class Contrastive(Method):
         """
         encoded = {"ids": batch.ids}
         if self._uses_image:
-            if batch.visual is None:
-                raise ValueError("contrastive: the batch has no images, but image terms a weight")
-            encoded["image"] = self.retriever.embed_visual(batch.visual)
+            encoded["image"] = self.retriever.embed_visual(self.visual(batch))
         for view in self.views:
-            if view not in batch.text:
-                raise ValueError(
-                    f"contrastive: the batch has no {view!r} captions, only {sorted(batch.text)}; "
-                    f"add data.views.{view}, or set {view}_weight (and text_weight) to 0"
-                )
-            encoded[view] = self.retriever.embed_text(batch.text[view])
+            encoded[view] = self.retriever.embed_text(self.captions(batch, view))
         return encoded
 
     def losses(self, encoded: dict[str, Tensor]) -> Terms:

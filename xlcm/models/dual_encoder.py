@@ -123,11 +123,19 @@ class DualEncoder(nn.Module):
 
     def embed_visual(self, visual: Visual) -> Tensor:
         """Return `(b, width)` float32, of length 1."""
-        return _unit(self.image_head(self.image(visual).pooled))
+        return self.map_visual(self.image(visual).pooled)
 
     def embed_text(self, text: TextBatch) -> Tensor:
         """Return `(b, width)` float32, of length 1."""
-        return _unit(self.text_head(self.text(text).pooled))
+        return self.map_text(self.text(text).pooled)
+
+    def map_visual(self, pooled: Tensor) -> Tensor:
+        """Return `(b, width)` float32 of length 1 for the image tower's `(b, image.width)`."""
+        return _unit(self.image_head(pooled))
+
+    def map_text(self, pooled: Tensor) -> Tensor:
+        """Return `(b, width)` float32 of length 1 for the text tower's `(b, text.width)`."""
+        return _unit(self.text_head(pooled))
 
     @property
     def scale(self) -> Tensor:
