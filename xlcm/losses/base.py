@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-Forward = TypeVar("Forward", bound=Callable[..., Tensor])
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 class PairLoss(nn.Module):
@@ -77,23 +77,22 @@ class PairLoss(nn.Module):
 
 
 def full_precision(forward: Forward) -> Forward:
-    """Decorate a loss's `forward`: half precision in, float32 inside, autocast off.
+    """Decorate a loss, method or function: half precision in, float32 inside, autocast off.
 
     `tensor.float()` alone is not enough: under autocast the next matrix product rounds it again,
     which costs about 1 % of the gradient at scale 100. Float64 stays float64, for tests.
     """
 
     @functools.wraps(forward)
-    def run(self: nn.Module, *tensors: Any, **options: Any) -> Tensor:
-        first = next(t for t in (*tensors, *options.values()) if isinstance(t, Tensor))
+    def run(*arguments: Any, **options: Any) -> Any:
+        first = next(t for t in (*arguments, *options.values()) if isinstance(t, Tensor))
         with torch.autocast(first.device.type, enabled=False):
-            return forward(
-                self, *map(_widen, tensors), **{k: _widen(v) for k, v in options.items()}
-            )
+            return forward(*map(widen, arguments), **{k: widen(v) for k, v in options.items()})
 
     return run  # type: ignore[return-value]
 
 
-def _widen(value: Any) -> Any:
+def widen(value: Any) -> Any:
+    """Return half-precision tensors in float32, and everything else as it is."""
     half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.float() if half else value

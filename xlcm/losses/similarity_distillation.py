@@ -1,0 +1,152 @@
+"""A student's similarities inside the batch learn the distribution of its teachers'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from xlcm.losses.base import full_precision
+from xlcm.losses.similarities import Reduction, both_ways, check_rows, check_widths, reduce
+
+Divergence = Literal["kl", "cross_entropy", "smooth_l1"]
+Pool = Literal["max", "min", "mean"]
+
+
+class Targets(NamedTuple):
+    """What teachers say of the local rows; made by `SimilarityDistillationLoss.targets`.
+
+    Attributes:
+        text: `(b, B)`, local texts against all images: log-probabilities, each row's sum 1 in
+            probabilities; with `smooth_l1` the pooled cosines themselves.
+        image: `(b, B)`, local images against all texts.
+    """
+
+    text: Tensor
+    image: Tensor
+
+
+class SimilarityDistillationLoss(nn.Module):
+    """Each text's similarities to all images, and back, are pulled to those of teachers.
+
+    With $Q_k$ the cosines of teacher k between all texts and all images, and $S$ the student's:
+    $P = softmax(pool_k(Q_k) / T)$ and $L = D(P, softmax(S / T))$ along the rows, and the same
+    along the columns; a mean over rows and columns. Teachers and student share no width, no
+    tokenizer and no text: row i of all of them must only mean the same pair.
+
+    Args:
+        temperature: T, of teachers and student alike; no factor $T^2$ makes up for it.
+        divergence: `kl`: from teacher to student, in [0, inf), 0 when they agree.
+            `cross_entropy`: larger than `kl` by the teacher's entropy; the same gradient at the
+            student. `smooth_l1`: between the cosines, beta 1, mean over the B x B entries of the
+            global batch; `temperature`, `direction` and `reduction` do not enter, as rows and
+            columns hold the same entries.
+        pool: of several teachers, per entry of their cosines, before the softmax.
+        reduction: of the two directions; one direction alone is itself.
+        direction: `text_to_image` compares the distributions of each text over images,
+            `image_to_text` those of each image over texts.
+        detach_teacher: whether `targets` cuts the gradient. If not, one hands over detached what
+            shall get none.
+
+    Source: NRCCR, Wang et al. 2022, https://arxiv.org/abs/2208.12526, similarity-view
+    distillation: `cross_entropy`, mean, T 0.07, the visual side of the teacher not detached, as in
+    the released code. C2KD, Rouditchenko et al. 2023, https://arxiv.org/abs/2210.03625: `kl`, sum,
+    T 0.1; its released code calls the maximum over teachers "min" and the minimum "max", here
+    they have their names. `smooth_l1`: TeachText, Croitoru et al. 2021,
+    https://arxiv.org/abs/2104.08271, as an ablation of C2KD.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        divergence: Divergence = "kl",
+        pool: Pool = "mean",
+        reduction: Reduction = "mean",
+        direction: Literal["both", "text_to_image", "image_to_text"] = "both",
+        detach_teacher: bool = True,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+        self.divergence = divergence
+        self.pool = pool
+        self.reduction = reduction
+        self.direction = direction
+        self.detach_teacher = detach_teacher
+
+    def targets(self, teachers: Sequence[tuple[Tensor, Tensor]]) -> Targets:
+        """Return what the student shall learn: made once, good for any number of `forward`s.
+
+        Args:
+            teachers: `(text, image)` of each teacher, `(b, D)` both and L2-normalised; the width
+                may differ from teacher to teacher.
+
+        Raises:
+            ValueError: for no teacher, no rows, or shapes that don't fit, with the teacher.
+        """
+        if not teachers:
+            raise ValueError("no teacher to learn from: hand over at least one (text, image)")
+        for number, (text, image) in enumerate(teachers):
+            names = f"teachers[{number}].text", f"teachers[{number}].image"
+            rows = {**dict(zip(names, (text, image))), "teachers[0].text": teachers[0][0]}
+            check_rows(**rows)
+            check_widths(*names, **rows)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher):
+            sides = zip(*(both_ways(*teacher, scale=self._scale) for teacher in teachers))
+            return Targets(*(self._target(list(side)) for side in sides))
+
+    @full_precision
+    def forward(self, text: Tensor, image: Tensor, targets: Targets) -> Tensor:
+        """Return the loss of this process's rows: a float32 scalar.
+
+        Its mean over processes is the loss of the global batch.
+
+        Args:
+            text: `(b, D)`, the student's, L2-normalised.
+            image: `(b, D)`, the student's, L2-normalised; row i belongs to text i.
+            targets: from `targets`, for the same rows in the same order.
+
+        Raises:
+            ValueError: for no rows or shapes that don't fit.
+        """
+        check_rows(text=text, image=image)
+        check_widths("text", "image", text=text, image=image)
+        sides = both_ways(text, image, scale=self._scale)
+        for name, target, side in zip(Targets._fields, targets, sides):
+            if target.shape != side.shape:
+                raise ValueError(
+                    f"targets.{name} {tuple(target.shape)} are of another batch than the student's "
+                    f"similarities {tuple(side.shape)}: make them of the same rows"
+                )
+        if self.divergence == "smooth_l1":
+            return F.smooth_l1_loss(sides[0], targets.text.to(sides[0].dtype))
+        counted = {"text_to_image": (0,), "image_to_text": (1,)}.get(self.direction, (0, 1))
+        return reduce([self._diverge(targets[i], sides[i]) for i in counted], self.reduction)
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.divergence == "smooth_l1" else 1.0 / self.temperature
+
+    def _target(self, logits: list[Tensor]) -> Tensor:
+        pooled = logits[0]
+        for other in logits[1:]:
+            if self.pool == "mean":
+                pooled = pooled + other
+            else:
+                pooled = (torch.maximum if self.pool == "max" else torch.minimum)(pooled, other)
+        if self.pool == "mean":
+            pooled = pooled / len(logits)
+        return pooled if self.divergence == "smooth_l1" else F.log_softmax(pooled, dim=1)
+
+    def _diverge(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        teacher = teacher.to(logits.dtype)
+        if self.divergence == "cross_entropy":
+            return F.cross_entropy(logits, teacher.exp())
+        student = F.log_softmax(logits, dim=1)
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
