@@ -120,6 +120,16 @@ class Method(nn.Module):
             raise ValueError(f"{self.title}: the batch has no images, but image terms a weight")
         return batch.visual
 
+    def between(self, loss: PairLoss, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
+        """Return a loss between pairs, with the retriever's temperature, and bias if it has one."""
+        return loss(
+            image,
+            text,
+            group=ids,
+            scale=self.retriever.scale,
+            bias=self.retriever.bias if loss.uses_bias else None,
+        )
+
     def begin(self, epoch: float) -> None:
         """Set what depends on the time; the loop calls it before each step.
 
@@ -131,7 +141,7 @@ class Method(nn.Module):
         """Return prefixes of parameters (as in `named_parameters`) whose rate is 0 in this step."""
         return ()
 
-    def remember(self, dataset: Dataset, views: Views) -> None:
+    def remember(self, dataset: Dataset, views: Views, *, fixed: bool) -> None:
         """Compute once what no step changes, such as a frozen teacher's embeddings.
 
         Called before the first step, on every process.
@@ -139,6 +149,7 @@ class Method(nn.Module):
         Args:
             dataset: the training split.
             views: which of its captions the method will get.
+            fixed: whether an item looks the same each time (`Batch.fixed`).
         """
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:

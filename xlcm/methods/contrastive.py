@@ -98,12 +98,7 @@ class Contrastive(Method):
         terms: Terms = {}
         for name in self.weights:
             left, right = name.split("_")
-            loss = self._loss(name)
-            terms[name] = loss(
-                encoded[left],
-                encoded[right],
-                group=encoded["ids"],
-                scale=self.retriever.scale,
-                bias=self.retriever.bias if loss.uses_bias else None,
+            terms[name] = self.between(
+                self._loss(name), encoded[left], encoded[right], encoded["ids"]
             )
         return terms

@@ -1,0 +1,188 @@
+"""A frozen retriever that a student learns from: looked up where nothing changes, else computed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlcm.data.collate import stack_visuals
+from xlcm.data.dataset import Dataset
+from xlcm.data.manifest import DataError
+from xlcm.data.views import Views
+from xlcm.distributed import gather, rank, world
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.models.encoding import by_length, inference
+from xlcm.types import Batch, Visual
+
+log = logging.getLogger(__name__)
+
+MOST_CUT = 0.1  # share of the captions that a teacher may cut before it is refused
+CHUNK = 4096
+
+
+class Teacher:
+    """Embeddings of the source captions and of the images by a saved model; never trained.
+
+    It is no `nn.Module`: optimiser, DDP and checkpoints have nothing to do with it.
+
+    Args:
+        source: folder that `save_pretrained` wrote, or id on the hub.
+
+    Attributes:
+        text_name: under which the batch holds the captions in its tokens.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+    """
+
+    def __init__(self, source: str, number: int = 0) -> None:
+        self.source = source
+        self.model = DualEncoder.from_pretrained(source).eval().requires_grad_(False)
+        self.text_name = f"teacher{number}"
+        self._rows: dict[str, int] = {}  # caption id -> row
+        self._text: Tensor | None = None
+        self._image: Tensor | None = None
+
+    def refuse_misfit(self, student: Any) -> None:
+        """Stop before the first step if the teacher can't read what the student's batch holds.
+
+        Args:
+            student: the retriever in training.
+
+        Raises:
+            ValueError: naming the teacher and the remedy.
+        """
+        mine, other = self.model.image, student.image
+        where = f"teacher {self.source}"
+        if mine.reads_features != other.reads_features:
+            kind = ("pixels", "features")
+            raise ValueError(
+                f"{where} reads {kind[mine.reads_features]}, the student "
+                f"{kind[other.reads_features]}: train the teacher on the same data"
+            )
+        if mine.reads_features and mine.feature_width != other.feature_width:
+            raise ValueError(
+                f"{where} reads features of width {mine.feature_width}, the student of width "
+                f"{other.feature_width}: train the teacher on the same feature store"
+            )
+        if not mine.reads_features and mine.transform.spec() != other.transform.spec():
+            raise ValueError(
+                f"{where} was trained on pictures prepared otherwise ({mine.transform.spec()}) "
+                f"than the student's ({other.transform.spec()}): give both the same image_size, "
+                "crop_pct, interpolation and squash"
+            )
+
+    def refuse_languages(self, langs: list[str]) -> None:
+        """Stop if the teacher is to be asked in a language that it was not trained on.
+
+        Raises:
+            ValueError: naming teacher and languages.
+        """
+        unknown = [lang for lang in langs if lang not in self.model.languages]
+        if self.model.languages and unknown:
+            raise ValueError(
+                f"teacher {self.source} was trained on {', '.join(self.model.languages)} and is to "
+                f"be asked in {', '.join(unknown)}: choose data.views.source.langs among its own"
+            )
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the model, where it is still needed."""
+        if self.model.device != device:
+            self.model.to(device)
+        return self
+
+    # -- once -----------------------------------------------------------------------------------
+
+    def remember(
+        self, dataset: Dataset, views: Views, view: str, *, images: bool, batch_size: int = 256
+    ) -> None:
+        """Embed every caption of a view, and every image, once; each process takes a share.
+
+        Args:
+            dataset: the training split.
+            views: which captions stand for the view.
+            view: the one that the teacher reads.
+            images: whether an item looks the same each time; if not, they are embedded anew in
+                each step.
+            batch_size: rows at once.
+
+        Raises:
+            ValueError: if the teacher would cut more than a tenth of the captions.
+        """
+        ids: list[str] = []
+        texts: list[str] = []
+        langs: list[str] = []
+        for index in range(len(dataset)):
+            for caption in views.candidates(dataset[index])[view]:
+                ids.append(caption.id)
+                texts.append(caption.text)
+                langs.append(caption.lang)
+        with inference(self.model):
+            self._text = self._texts(texts, langs, batch_size)
+            if images:
+                self._image = self._images(dataset, batch_size)
+        self._rows = {name: row for row, name in enumerate(ids)}
+
+    def _texts(self, texts: list[str], langs: list[str], batch_size: int) -> Tensor:
+        share = -(-len(texts) // world())
+        mine = range(rank() * share, min((rank() + 1) * share, len(texts)))
+        out = torch.zeros(share, self.model.width)
+        cut = 0
+        for start in range(mine.start, mine.stop, CHUNK):
+            rows = slice(start, min(start + CHUNK, mine.stop))
+            tokens = self.model.text.tokenizer(texts[rows], langs[rows])
+            cut += tokens.cut
+            for numbers, batch in by_length(tokens, batch_size):
+                embedded = self.model.embed_text(batch.to(self.model.device)).cpu()
+                out[start - mine.start + numbers] = embedded
+        if cut > MOST_CUT * len(mine):
+            raise ValueError(
+                f"teacher {self.source} reads {self.model.text.max_tokens} tokens and would cut "
+                f"{cut} of {len(mine)} captions: train it with a larger tokenizer.max_tokens"
+            )
+        if cut:
+            log.warning("teacher %s cuts %d of %d captions", self.source, cut, len(mine))
+        return self._whole(out, len(texts))
+
+    def _images(self, dataset: Dataset, batch_size: int) -> Tensor:
+        share = -(-len(dataset) // world())
+        mine = range(rank() * share, min((rank() + 1) * share, len(dataset)))
+        out = torch.zeros(share, self.model.width)
+        transform = self.model.image.transform
+        for start in range(mine.start, mine.stop, batch_size):
+            numbers = range(start, min(start + batch_size, mine.stop))
+            if transform is None:
+                features = [dataset.load_features(index) for index in numbers]
+                if not all(isinstance(one, Tensor) for one in features):
+                    raise DataError("a store of several views can't be remembered")
+                visual = stack_visuals(features)  # type: ignore[arg-type]
+            else:
+                pixels = [transform(dataset.load_image(index)) for index in numbers]
+                visual = Visual(torch.stack(pixels))
+            embedded = self.model.embed_visual(visual.to(self.model.device)).cpu()
+            out[start - mine.start : start - mine.start + len(embedded)] = embedded
+        return self._whole(out, len(dataset))
+
+    def _whole(self, share: Tensor, total: int) -> Tensor:
+        return gather(share.to(self.model.device)).cpu()[:total]
+
+    # -- in each step ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, view: str) -> tuple[Tensor, Tensor]:
+        """Return the embeddings `(b, D)` of the batch's captions of a view and of its images."""
+        device = batch.ids.device
+        keys = batch.text[view].keys
+        if self._text is not None and keys:
+            text = self._text[[self._rows[key] for key in keys]].to(device)
+        else:
+            text = self.to(device).model.embed_text(batch.text[self.text_name])
+        if self._image is not None and batch.fixed:
+            image = self._image[batch.ids.cpu()].to(device)
+        else:
+            assert batch.visual is not None
+            image = self.to(device).model.embed_visual(batch.visual)
+        return text, image
