@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlcm.losses.base import full_precision
-from xlcm.losses.similarities import Reduction, check_rows
+from xlcm.losses.similarities import Reduction, check_pairs
 
 
 class FeatureDistillationLoss(nn.Module):
@@ -53,12 +53,7 @@ class FeatureDistillationLoss(nn.Module):
         Raises:
             ValueError: for no rows or shapes that differ.
         """
-        check_rows(student=student, teacher=teacher)
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have "
-                "one width; for different ones distil similarities instead"
-            )
+        check_pairs(student=student, teacher=teacher)
         if self.detach_teacher:
             teacher = teacher.detach()
         loss = F.smooth_l1_loss(student, teacher, beta=self.beta)

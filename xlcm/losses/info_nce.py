@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,21 +16,28 @@ class InfoNCELoss(PairLoss):
     """Cross-entropy from each image to the texts of all processes, and from each text back.
 
     Rows that share a `group` (captions of one image, in any language) share the target mass: they
-    are right answers and not false negatives. The value is the mean over local rows and over
-    the two directions, in [0, inf); ln(columns) when all similarities are equal.
+    are right answers and not false negatives. The value is the mean over local rows, in [0, inf);
+    ln(columns) a direction when all similarities are equal.
 
     Args:
         label_smoothing: share of the target mass that is spread over all columns alike.
+        reduction: of the two directions; `sum` is twice the `mean`, as some papers have it.
 
     Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3; several right answers
     as in L_out of Khosla et al. 2020, https://arxiv.org/abs/2004.11362, equation 2.
     """
 
-    def __init__(self, *, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
+        self.reduction = reduction
 
     @full_precision
     def forward(
@@ -48,7 +55,8 @@ class InfoNCELoss(PairLoss):
         target = right / right.sum(dim=1, keepdim=True)  # each row finds itself: never 0 / 0
         to_text = self._cross_entropy(scale * image, gather(text), target)
         to_image = self._cross_entropy(scale * text, gather(image), target)
-        return (to_text + to_image) / 2
+        both = to_text + to_image
+        return both if self.reduction == "sum" else both / 2
 
     def _cross_entropy(self, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
         logits = rows @ columns.T

@@ -49,18 +49,22 @@ def reduce(terms: list[Tensor], reduction: Reduction) -> Tensor:
 
 def check_rows(**embeddings: Tensor) -> None:
     """Raise ValueError unless all are `(b, dim)` with the same b, at least 1."""
-    shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in embeddings.items())
+    shapes = _shapes(embeddings)
     if any(rows.ndim != 2 for rows in embeddings.values()):
         raise ValueError(f"{shapes}: all must be (batch, dim)")
     sizes = {len(rows) for rows in embeddings.values()}
     if len(sizes) > 1:
-        raise ValueError(f"{shapes}: row i of each belongs to the same pair, so all need one batch")
+        raise ValueError(f"{shapes}: row i of each must mean the same pair, so all need one batch")
     if sizes == {0}:
         raise ValueError("a batch without rows has no loss; drop it before the method sees it")
 
 
-def check_widths(left: str, right: str, **embeddings: Tensor) -> None:
-    """Raise ValueError unless the two named embeddings have one width."""
-    one, other = embeddings[left].shape[1], embeddings[right].shape[1]
-    if one != other:
-        raise ValueError(f"{left} has width {one} and {right} {other}: no product of the two")
+def check_pairs(**embeddings: Tensor) -> None:
+    """Raise ValueError unless all are `(b, dim)` with the same b, at least 1, and the same dim."""
+    check_rows(**embeddings)
+    if len({rows.shape[1] for rows in embeddings.values()}) > 1:
+        raise ValueError(f"{_shapes(embeddings)}: the widths must be equal to be compared")
+
+
+def _shapes(embeddings: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in embeddings.items())

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlcm.losses.base import full_precision
-from xlcm.losses.similarities import Reduction, both_ways, check_rows, check_widths, reduce
+from xlcm.losses.similarities import Reduction, both_ways, check_pairs, check_rows, reduce
 
 Divergence = Literal["kl", "cross_entropy", "smooth_l1"]
 Pool = Literal["max", "min", "mean"]
@@ -93,10 +93,9 @@ class SimilarityDistillationLoss(nn.Module):
         if not teachers:
             raise ValueError("no teacher to learn from: hand over at least one (text, image)")
         for number, (text, image) in enumerate(teachers):
-            names = f"teachers[{number}].text", f"teachers[{number}].image"
-            rows = {**dict(zip(names, (text, image))), "teachers[0].text": teachers[0][0]}
-            check_rows(**rows)
-            check_widths(*names, **rows)
+            named = {f"teachers[{number}].text": text, f"teachers[{number}].image": image}
+            check_pairs(**named)
+            check_rows(**{"teachers[0].text": teachers[0][0], **named})
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher):
             sides = zip(*(both_ways(*teacher, scale=self._scale) for teacher in teachers))
             return Targets(*(self._target(list(side)) for side in sides))
@@ -115,8 +114,7 @@ class SimilarityDistillationLoss(nn.Module):
         Raises:
             ValueError: for no rows or shapes that don't fit.
         """
-        check_rows(text=text, image=image)
-        check_widths("text", "image", text=text, image=image)
+        check_pairs(text=text, image=image)
         sides = both_ways(text, image, scale=self._scale)
         for name, target, side in zip(Targets._fields, targets, sides):
             if target.shape != side.shape:

@@ -1,0 +1,96 @@
+"""Relations between one pair of sides are learnt from those between another pair of sides."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from xlcm.losses.base import full_precision
+from xlcm.losses.similarities import (
+    Reduction,
+    both_ways,
+    check_pairs,
+    check_rows,
+    own_columns,
+    reduce,
+)
+
+
+class RelationDistillationLoss(nn.Module):
+    """How `left` relates to `right` inside the batch learns how a teacher's two sides relate.
+
+    With a, b the teacher's sides and v, t the student's,
+    $p_{i} = softmax_j(a_i b_j / T)$, $q_{i} = softmax_j(v_i t_j / T)$: the mean over rows of
+    $KL(p_i || q_i)$, and the same with the sides exchanged. In [0, inf), 0 when the relations are
+    equal. No gradient reaches the teacher.
+
+    The sides may be of any kind: source and target captions teach images and target captions;
+    with one side given twice it is a relation inside one kind.
+
+    Args:
+        temperature: T, of teacher and student alike.
+        direction: `left_to_right`: the distributions of each left row over all right ones;
+            `right_to_left`: the other way.
+        teacher_mix: mu in $(1 - \\mu) p + \\mu I$: mass moved from the teacher's distribution to
+            the row's own column; 1 trusts the pairs alone.
+        reduction: of the two directions; one direction alone is itself.
+
+    Source: a reconstruction. CL2CM, Wang et al. 2024, https://arxiv.org/abs/2312.08984, transfers
+    relations of a cross-lingual network to a cross-modal one; this form, the temperature and the
+    mix are ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        direction: Literal["both", "left_to_right", "right_to_left"] = "both",
+        teacher_mix: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 0 <= teacher_mix <= 1:
+            raise ValueError(f"teacher_mix must be in [0, 1], got {teacher_mix}")
+        self.temperature = temperature
+        self.direction = direction
+        self.teacher_mix = teacher_mix
+        self.reduction = reduction
+
+    @full_precision
+    def forward(
+        self, left: Tensor, right: Tensor, teacher_left: Tensor, teacher_right: Tensor
+    ) -> Tensor:
+        """Return the loss of this process's rows: a float32 scalar.
+
+        Its mean over processes is the loss of the global batch.
+
+        Args:
+            left: `(b, D)`, the student's, L2-normalised.
+            right: `(b, D)`, the student's, L2-normalised; row i belongs to left row i.
+            teacher_left: `(b, E)`, L2-normalised; stands for `left`.
+            teacher_right: `(b, E)`, L2-normalised; stands for `right`.
+
+        Raises:
+            ValueError: for no rows or shapes that don't fit.
+        """
+        check_pairs(left=left, right=right)
+        check_pairs(teacher_left=teacher_left, teacher_right=teacher_right)
+        check_rows(left=left, teacher_left=teacher_left)
+        with torch.no_grad():
+            taught = both_ways(teacher_left, teacher_right, scale=1.0 / self.temperature)
+        sides = both_ways(left, right, scale=1.0 / self.temperature)
+        counted = {"left_to_right": (0,), "right_to_left": (1,)}.get(self.direction, (0, 1))
+        return reduce([self._diverge(taught[i], sides[i]) for i in counted], self.reduction)
+
+    def _diverge(self, teacher: Tensor, student: Tensor) -> Tensor:
+        wanted = teacher.softmax(dim=1)
+        if self.teacher_mix > 0:
+            wanted = torch.lerp(wanted, own_columns(wanted), self.teacher_mix)
+        # Of probabilities, not of their logarithms: a mix of 1 has zeros, which count as 0 ln 0 = 0.
+        return F.kl_div(F.log_softmax(student, dim=1), wanted, reduction="batchmean")
