@@ -12,7 +12,7 @@ OPTIONS = [
         "name": "mlp", "hidden": 7, "layers": 3, "activation": "relu", "dropout": 0.2,
         "layer_norm": True, "residual": True,
     },
-    {"name": "batch_norm", "dropout": 0.3},
+    {"name": "batch_norm", "dropout": 0.3, "hidden": 7, "activation": "none"},
     {"name": "gated", "dropout": 0.1, "layer_norm": True},
 ]  # fmt: skip
 
@@ -90,6 +90,23 @@ def test_batch_norm_head_normalises_every_channel_over_the_batch() -> None:
     torch.testing.assert_close(mapped.var(0, unbiased=False), torch.ones(5), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_batch_norm_head_may_have_a_layer_in_front(activation) -> None:
+    head = BatchNormHead(6, 5, hidden=7, activation=activation, dropout=0.0).eval()
+    rows = torch.randn(4, 6)
+    first = head.front if activation == "none" else head.front[0]
+    hidden = rows @ first.weight.T + first.bias
+    if activation == "relu":
+        hidden = hidden.clamp(min=0)
+    mapped = hidden @ head.linear.weight.T + head.linear.bias
+    torch.testing.assert_close(head(rows), mapped / (1 + head.norm.eps) ** 0.5)
+
+
+def test_batch_norm_head_without_a_layer_in_front_has_the_weights_it_always_had() -> None:
+    names = {name for name, _ in BatchNormHead(6, 5).named_parameters()}
+    assert names == {"linear.weight", "linear.bias", "norm.weight", "norm.bias"}
+
+
 def test_batch_norm_head_is_row_wise_in_evaluation() -> None:
     head = BatchNormHead(6, 5).eval()
     rows = torch.randn(8, 6)
@@ -126,6 +143,8 @@ def test_dropout_acts_in_training_alone() -> None:
         {"name": "linear", "dropout": 1.0},
         {"name": "mlp", "layers": 1},
         {"name": "mlp", "hidden": 0},
+        {"name": "batch_norm", "hidden": 0},
+        {"name": "batch_norm", "activation": "gelu"},
     ],
 )
 def test_options_out_of_range_are_refused(spec: dict) -> None:

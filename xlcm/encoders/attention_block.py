@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from xlcm.encoders.pooling import Pooling
+from xlcm.encoders.pooling import MaxPooling, MeanPooling, Pooling
 
 LEGACY_MASK = -10000.0
+POOLINGS: dict[str, type[Pooling]] = {"mean": MeanPooling, "max": MaxPooling}
 
 
 class InputProjection(nn.Module):

@@ -9,13 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlcm.config import Part
-from xlcm.encoders.attention_block import AttentionBlock, InputProjection, blank, summary
+from xlcm.encoders.attention_block import (
+    POOLINGS,
+    AttentionBlock,
+    InputProjection,
+    blank,
+    summary,
+)
 from xlcm.encoders.base import Freeze, KeepLast, TextEncoder, Tokenizer, masked
-from xlcm.encoders.pooling import MaxPooling, MeanPooling, Pooling
 from xlcm.registry import text_encoders
 from xlcm.types import Encoded, TextBatch
-
-POOLINGS: dict[str, type[Pooling]] = {"mean": MeanPooling, "max": MaxPooling}
 
 
 class RefinedTextEncoder(TextEncoder):
