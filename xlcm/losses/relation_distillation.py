@@ -35,7 +35,7 @@ class RelationDistillationLoss(nn.Module):
         temperature: T, of teacher and student alike.
         direction: `left_to_right`: the distributions of each left row over all right ones;
             `right_to_left`: the other way.
-        teacher_mix: mu in $(1 - \\mu) p + \\mu I$: mass moved from the teacher's distribution to
+        teacher_mix: mu in (1 - mu) p + mu I: mass moved from the teacher's distribution to
             the row's own column; 1 trusts the pairs alone.
         reduction: of the two directions; one direction alone is itself.
 
@@ -92,5 +92,5 @@ class RelationDistillationLoss(nn.Module):
         wanted = teacher.softmax(dim=1)
         if self.teacher_mix > 0:
             wanted = torch.lerp(wanted, own_columns(wanted), self.teacher_mix)
-        # Of probabilities, not of their logarithms: a mix of 1 has zeros, which count as 0 ln 0 = 0.
+        # Of probabilities and not of their logarithms: a mix of 1 has zeros, and 0 ln 0 counts 0.
         return F.kl_div(F.log_softmax(student, dim=1), wanted, reduction="batchmean")
