@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from xlcm.encoders.text_spec import innermost
+from xlcm.registry import image_encoders
+
 DIRECTIONS = {
     "text_to_image": "text → image",
     "image_to_text": "image → text",
@@ -85,12 +88,13 @@ def _direction(result: Mapping[str, Any]) -> str:
 def _facts(config: Mapping[str, Any]) -> str:
     spec, about = config["model"], config["about"]
     image, text = spec["image"], spec["text"]
+    tokens = innermost(text)["tokenizer"]["max_tokens"]
     rows = {
         "Languages": ", ".join(config["languages"]) or "not stated",
         "Training data": about.get("data", "not stated"),
         "Method": about.get("method", "not stated"),
         "Image tower": _tower(image),
-        "Text tower": f"{_tower(text)}, at most {text['tokenizer']['max_tokens']} tokens",
+        "Text tower": f"{_tower(text)}, at most {tokens} tokens",
         "Embedding": f"{spec['width']} numbers, L2-normalised; compare by cosine",
         **{k.capitalize(): v for k, v in about.items() if k not in ("data", "method")},
         "Written by": f"xlcm {config['xlcm_version']}",
@@ -104,6 +108,8 @@ def _tower(spec: Mapping[str, Any]) -> str:
     details = [str(what)] if what else []
     if spec.get("width"):
         details.append(f"width {spec['width']}")
+    if "encoder" in spec:
+        details.append(f"on {_tower(spec['encoder'])}")
     return f"`{spec['name']}`" + (f" ({', '.join(details)})" if details else "")
 
 
@@ -113,7 +119,7 @@ def _cell(value: Any) -> str:
 
 
 def _use(title: str, config: Mapping[str, Any]) -> str:
-    reads_features = config["model"]["image"]["name"] == "features"
+    reads_features = image_encoders.get(config["model"]["image"]["name"]).reads_features
     encode = (
         "images = model.encode_features(features)  # of the encoder named under Training data"
         if reads_features

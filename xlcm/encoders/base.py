@@ -8,7 +8,7 @@ so that text and tokenizer, image and mean/std can't be mismatched.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from PIL import Image
@@ -102,10 +102,15 @@ class ImageEncoder(Tower):
     """Pixels or features of images -> vectors.
 
     Attributes:
+        reads_features: whether it reads vectors of a feature store in place of pixels; asked of
+            the class before any is built.
+        feature_width: for those that do, the size of a vector that it reads.
         transform: PIL image -> uint8 `(3, H, W)` on the CPU, run in the loader's workers; None
             where the encoder reads features.
     """
 
+    reads_features: ClassVar[bool] = False
+    feature_width: int
     transform: Callable[[Image.Image], Tensor] | None
 
     def forward(self, visual: Visual) -> Encoded:

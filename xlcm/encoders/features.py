@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,12 @@ class FeatureEncoder(ImageEncoder):
         freeze: see `Tower.freeze`.
 
     Attributes:
+        feature_width: size of the vectors that it reads, the same as `width`.
         token_width: size of a token, the same as `width`.
         transform: None, as there is no picture to change.
     """
 
+    reads_features: ClassVar[bool] = True
     _like: Tensor
 
     def __init__(
@@ -45,7 +47,7 @@ class FeatureEncoder(ImageEncoder):
         freeze: Freeze = "none",
     ) -> None:
         super().__init__()
-        self.width = self.token_width = width
+        self.width = self.token_width = self.feature_width = width
         self.transform = None
         self.tokens = tokens
         self.norm = norm

@@ -61,14 +61,14 @@ def refuse_misfit(model: DualEncoder, dataset: Dataset) -> None:
     """
     where = f"{dataset.name}, split {dataset.split!r}"
     store = dataset.store if isinstance(dataset, ManifestDataset) else None
-    if model.image.transform is not None:
+    if not model.image.reads_features:
         if store is not None:
             raise ConfigError(
                 f"this model reads pictures, the features in {store.folder} would not be used: "
                 "leave --features (data.features) out"
             )
         return
-    width = model.image.width
+    width = model.image.feature_width
     if not isinstance(dataset, ManifestDataset):
         raise ConfigError(
             f"this model reads features of width {width}, {where} has pictures only: evaluate a "

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -129,13 +130,17 @@ def load(
     """Fill model and optimiser from a checkpoint; return its step and its plain data.
 
     Raises:
-        ConfigError: if the checkpoint's parameters are not those of the model.
+        ConfigError: if the checkpoint lacks a parameter of the model, has one too many, or one of
+            another shape; naming it.
     """
     content = json.loads((path / "state.json").read_text(encoding="utf-8"))
     weights = load_file(path / "model.safetensors")
     moments = unflatten(load_file(path / "optimizer.safetensors"), content["optimizer"])
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     inner = getattr(optimizer, "optimizer", optimizer)
+    faults = _other_names(weights, get_model_state_dict(model))
+    if faults:
+        raise ConfigError(_misfit(path, faults))
     try:
         set_state_dict(
             model,
@@ -145,11 +150,25 @@ def load(
             options=options,
         )
     except (RuntimeError, KeyError) as error:
-        raise ConfigError(
-            f"the checkpoint {path} does not fit this model: {error}. The config has changed "
-            "since it was written: give another run.output"
-        ) from error
+        raise ConfigError(_misfit(path, str(error))) from error
     return int(content["step"]), content["state"]
+
+
+def _other_names(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say which names the checkpoint lacks and which it has too many; empty if none."""
+    lacks, more = sorted(set(wanted) - set(there)), sorted(set(there) - set(wanted))
+    return "; ".join(
+        f"it {verb} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if names[5:] else "")
+        for verb, names in (("lacks", lacks), ("has beyond it", more))
+        if names
+    )
+
+
+def _misfit(path: Path, fault: str) -> str:
+    return (
+        f"the checkpoint {path} does not fit this model: {fault}. The config, or the code of the "
+        "model or the method, has changed since it was written: give another run.output"
+    )
 
 
 # -- the best weights ----------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from xlcm.distributed import gather_list, share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.training import checkpoint
-from xlcm.training.optim import build_optimizer, lr_factor, set_lr
+from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
 from xlcm.training.settings import OptimConfig, RunConfig
 from xlcm.training.sharded import is_sharded, scalars_to_vectors, value_of, whole_retriever
 from xlcm.training.signals import stop_signals
@@ -104,6 +104,7 @@ def fit(
     method.to(accelerator.device)
     optimizer = build_optimizer(method, optim)
     method, optimizer = accelerator.prepare(method, optimizer)
+    begin_moments(optimizer)
 
     progress = Progress()
     folder = output / "checkpoints"
@@ -128,6 +129,7 @@ def fit(
             begin, waited = time.monotonic(), 0.0
             factor = lr_factor(progress.step, steps, optim, progress.drops)
             set_lr(optimizer, optim.lr * factor)
+            plain.begin(progress.step * run.accumulate / loader.batches_per_epoch)
             _seed(run.seed, progress.step, accelerator.process_index)
             buffers = [buffer.detach().clone() for buffer in plain.buffers()]
 
@@ -150,6 +152,7 @@ def fit(
             assert figures is not None
             if progress.step == 0:
                 _refuse_unused(method)
+            rest(plain, plain.resting())
 
             # -- guard: the mean over processes is finite only if all are, so all agree ---------
             norm = value_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,6 +76,33 @@ def _layer_factors(retriever: nn.Module, config: OptimConfig) -> dict[int, float
     return factors
 
 
+def rest(method: nn.Module, prefixes: Sequence[str]) -> None:
+    """Take away the gradients of the parameters that rest in this step.
+
+    So neither they nor their moments change, and the norm of the gradient is that of the others.
+
+    Args:
+        method: without a wrapper.
+        prefixes: of names as in `named_parameters`.
+
+    Raises:
+        ValueError: if a prefix fits no parameter.
+    """
+    fitting = set()
+    for name, parameter in method.named_parameters():
+        for prefix in prefixes:
+            if name == prefix or name.startswith(prefix.rstrip(".") + "."):
+                fitting.add(prefix)
+                parameter.grad = None
+    unknown = [prefix for prefix in prefixes if prefix not in fitting]
+    if unknown:
+        parts = sorted({name.split(".")[0] for name, _ in method.named_parameters()})
+        raise ValueError(
+            f"{type(method).__name__}.resting() names {', '.join(unknown)}, which fits no "
+            f"parameter; they begin with {', '.join(parts)}"
+        )
+
+
 def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW over the parameter groups; its rates are set by `set_lr` at each step."""
     groups = parameter_groups(method, config)
@@ -102,6 +130,20 @@ def lr_factor(step: int, steps: int, config: OptimConfig, drops: int = 0) -> flo
     done = min((step - warmup) / max(steps - warmup, 1), 1.0)
     fall = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return config.min_lr + (1 - config.min_lr) * fall
+
+
+def begin_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the moments that AdamW would give it in its first step.
+
+    It would leave out those that rest, and a checkpoint that lacks some moments can't be loaded.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -25,7 +25,7 @@ from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate, queri
 from xlcm.evaluation.plots import save_plots
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
-from xlcm.registry import methods, models
+from xlcm.registry import image_encoders, methods, models
 from xlcm.training import checkpoint
 from xlcm.training.fingerprint import fingerprint, same_data
 from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
@@ -140,11 +140,11 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
     data = config.data
     specs = {name: getattr(data, name) for name in ("train", "val", "test")}
     specs = {name: spec for name, spec in specs.items() if spec is not None}
-    visual = "features" if config.model["image"]["name"] == "features" else "image"
+    reads_features = image_encoders.get(config.model["image"]["name"]).reads_features
     with accelerator.main_process_first():  # the others read what the first one remembered
         opened, skipped = open_splits(
             list(specs.values()),
-            visual=visual,  # type: ignore[arg-type]
+            visual="features" if reads_features else "image",
             on_error=data.on_error,
             max_skipped=data.max_skipped,
             workers=max(data.workers, 1),
@@ -177,7 +177,8 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
 def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> Method:
     """Train the tokenizer if need be, build the model with its weights and the method on it.
 
-    A run that goes on keeps the tokenizer that it began with.
+    The method comes on the process's device and with what it remembers of the data. A run that
+    goes on keeps the tokenizer that it began with.
 
     Raises:
         ConfigError: if the method needs a view that `data.views` lacks.
@@ -206,7 +207,16 @@ def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> M
             f"method {config.method['name']!r} needs data.views.{missing[0]}; "
             f"there are {', '.join(config.data.views)}"
         )
+    method.to(accelerator.device)
+    method.remember(rows.dataset, rows.views, fixed=_looks_alike(model, rows.dataset, config.data))
     return method
+
+
+def _looks_alike(model: Any, dataset: Dataset, data: DataConfig) -> bool:
+    """Whether an item looks the same each time it is read: nothing about it is drawn."""
+    if model.image.reads_features:  # several views come as a list, of which one is drawn
+        return isinstance(dataset.load_features(0), torch.Tensor)
+    return not data.augment.active
 
 
 def build_loader(
@@ -230,6 +240,7 @@ def build_loader(
         seed=run.seed,
         slot_view=rows.slot_view,
         only=method.views,
+        **({"extra": method.extra_texts} if method.extra_texts else {}),
     )
     return TrainLoader(
         RowStream(batching, accelerator.process_index, accelerator.num_processes),
