@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlcm.encoders.text_spec import innermost, with_tokenizer
 from xlcm.model_card import write_card
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _write(model: DualEncoder, folder: Path, report: Mapping[str, Any] | None, t
     spec = model.config
     saved = model.text.tokenizer.save(str(folder / TOKENIZER))
     saved["path"] = (Path(TOKENIZER) / saved["path"]).as_posix()
-    spec["text"] = {**spec["text"], "tokenizer": saved}
+    spec["text"] = with_tokenizer(spec["text"], saved)
     config = {
         "format": FORMAT,
         "xlcm_version": version(),
@@ -220,13 +221,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _with_paths(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the spec with the tokenizer's path made absolute."""
-    tokenizer = dict(spec["text"]["tokenizer"])
+    tokenizer = dict(innermost(spec["text"])["tokenizer"])
     path = folder / tokenizer["path"]
     if not path.exists():
         raise FileNotFoundError(f"expected the tokenizer at {path}, but there is nothing: save or "
                                 "copy the folder again")  # fmt: skip
     tokenizer["path"] = str(path)
-    return {**spec, "text": {**spec["text"], "tokenizer": tokenizer}}
+    return {**spec, "text": with_tokenizer(spec["text"], tokenizer)}
 
 
 def _download(source: str, revision: str | None) -> Path:

@@ -286,6 +286,14 @@ def test_prepare_tokenizer_trains_what_has_no_path(text, tmp_path):
     assert prepared["width"] == 8
 
 
+def test_prepare_tokenizer_finds_the_one_of_a_tower_inside_another(tmp_path):
+    spec = {"text": {"name": "refined", "width": 16, "encoder": "bag"}}
+    made = prepare_tokenizer(spec, lambda: CAPTIONS, tmp_path)
+    assert made["text"]["encoder"]["tokenizer"]["path"] == str(tmp_path / "sentencepiece.model")
+    assert made["text"]["width"] == 16
+    assert spec == {"text": {"name": "refined", "width": 16, "encoder": "bag"}}
+
+
 @pytest.mark.parametrize(
     "text",
     [

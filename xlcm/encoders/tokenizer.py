@@ -16,6 +16,7 @@ import tokenizers as hf_tokenizers
 from pydantic import Field
 
 from xlcm.config import check_part
+from xlcm.encoders.text_spec import innermost, with_tokenizer
 from xlcm.encoders.tokenizer_sentencepiece import MODEL_FILE, SentencePieceTokenizer, pad
 from xlcm.registry import tokenizers
 from xlcm.types import TextBatch
@@ -156,8 +157,8 @@ def prepare_tokenizer(
     Raises:
         FileNotFoundError: if there is none to keep.
     """
-    text = model_spec.get("text", {})
-    text = {"name": text} if isinstance(text, str) else text
+    outer = model_spec.get("text", {})
+    text = innermost(outer)
     spec = text.get("tokenizer", "sentencepiece" if text.get("name") == "bag" else None)
     spec = {"name": spec} if isinstance(spec, str) else spec or {}
     if spec.get("name") != "sentencepiece" or spec.get("path") is not None:
@@ -169,7 +170,8 @@ def prepare_tokenizer(
     else:
         tokenizer = SentencePieceTokenizer(**options).train(texts())
         tokenizer.save(folder)
-    return {**model_spec, "text": {**text, "tokenizer": {**tokenizer.spec(), "path": path}}}
+    trained = {**tokenizer.spec(), "path": path}
+    return {**model_spec, "text": with_tokenizer(outer, trained)}
 
 
 # -- opening files ------------------------------------------------------------------------------
