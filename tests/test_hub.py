@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from xlcm import hub
+from xlcm.encoders.text_spec import with_tokenizer
 from xlcm.encoders.tokenizer import SentencePieceTokenizer
 from xlcm.models.dual_encoder import DualEncoder
 
@@ -36,7 +37,9 @@ TEXT_TOWERS = {
     "bag": {"name": "bag", "width": 16, "context": "gru"},
     "bert": {"name": "hf", "architecture": BERT},
     "mt5": {"name": "hf", "architecture": MT5},  # embeddings tied under two names
-}
+    "refined": {"name": "refined", "width": 16, "key_width": 8, "heads": 2,
+                "encoder": {"name": "bag", "width": 12}},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def tokenizer(tmp_path):
 
 def make(tokenizer, tower="bag", **options):
     torch.manual_seed(0)
-    text = {**TEXT_TOWERS[tower], "tokenizer": tokenizer}
+    text = with_tokenizer(TEXT_TOWERS[tower], tokenizer)
     spec = {"image": {"name": "features", "width": 8}, "text": text, "width": 12, **options}
     return DualEncoder.from_config(spec)
 
@@ -277,6 +280,12 @@ def test_card_states_languages_towers_figures_and_how_to_load(tokenizer, tmp_pat
                  'from_pretrained("my-model")', "SumR", "413.8", "not measured: zh-Hant"):  # fmt: skip
         assert word in card, word
     assert json.loads((folder / "report.json").read_text()) == REPORT
+
+
+def test_card_names_a_tower_inside_another(tokenizer, tmp_path):
+    folder = make(tokenizer, "refined").save_pretrained(tmp_path / "model")
+    card = (folder / "README.md").read_text()
+    assert "`refined` (width 16, on `bag` (width 12)), at most 64 tokens" in card
 
 
 def test_card_without_a_report_says_so(saved):
