@@ -36,6 +36,33 @@ def test_info_nce_of_equal_embeddings_is_the_logarithm_of_the_batch():
         assert loss.item() == pytest.approx(math.log(7), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("similarity", "temperature", "value"),
+    [
+        (torch.ones(4, 4), 0.05, 2.772589),
+        (torch.ones(4, 4), 1.0, 2.772589),
+        (torch.eye(4), 1.0, 1.487337),
+        (torch.eye(4), 0.1, 2.723810e-4),
+        (torch.tensor([[0.8, 0.1], [0.3, 0.6]]), 0.1, 0.0314647575),
+        (torch.tensor([[0.8, 0.1], [0.3, 0.6]]), 0.05, 0.00128365723),
+    ],
+)
+def test_info_nce_may_sum_its_directions_as_c2kd_does(similarity, temperature, value):
+    text = similarity.double().round(decimals=1)
+    group = torch.arange(len(text))
+    image, scale = torch.eye(len(text), dtype=torch.float64), 1 / temperature
+    total = InfoNCELoss(reduction="sum")(image, text, group=group, scale=scale).item()
+    assert total == pytest.approx(value, rel=1e-6)
+    mean = InfoNCELoss()(image, text, group=group, scale=scale).item()
+    assert total == pytest.approx(2 * mean, rel=1e-12)
+
+
+def test_info_nce_of_a_perfect_batch_of_8_at_temperature_007():
+    eye = torch.eye(8, dtype=torch.float64)
+    loss = InfoNCELoss()(eye, eye, group=torch.arange(8), scale=1 / 0.07)
+    assert loss.item() == pytest.approx(4.374e-6, rel=1e-3)
+
+
 @pytest.mark.parametrize("scale", [0.5, 10.0, 100.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_info_nce_of_a_perfect_match_reaches_its_limit(scale, smoothing):

@@ -80,10 +80,15 @@ def test_triplet_never_takes_a_caption_of_the_same_image_for_a_negative(negative
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_triplet_gradients_match_finite_differences(negatives, reduction):
     image, text, group = pairs(rows=4, width=5, seed=3)
-    loss = TripletLoss(margin=0.5, negatives=negatives, reduction=reduction)
     inputs = (image.requires_grad_(), text.requires_grad_())
-    assert any(g.any() for g in torch.autograd.grad(loss(image, text, group=group), inputs))
-    assert torch.autograd.gradcheck(lambda i, t: loss(i, t, group=group), inputs, atol=1e-6)
+    for legacy in (False, True):
+        loss = TripletLoss(
+            margin=0.5, negatives=negatives, reduction=reduction, legacy_same_image=legacy
+        )
+        assert any(g.any() for g in torch.autograd.grad(loss(image, text, group=group), inputs))
+        assert torch.autograd.gradcheck(
+            lambda i, t, loss=loss: loss(i, t, group=group), inputs, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
