@@ -78,6 +78,46 @@ def test_triplet_never_takes_a_caption_of_the_same_image_for_a_negative(negative
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_triplet_in_legacy_mode_takes_all_but_its_own_column_for_negatives(
+    negatives, reduction, direction
+):
+    image, text, group = pairs(rows=11)
+    options = {"negatives": negatives, "reduction": reduction, "direction": direction}
+    loss = TripletLoss(margin=0.9, legacy_same_image=True, **options)(image, text, group=group)
+    slow = slow_triplet(image, text, torch.arange(11), 0.9, **options)
+    assert loss.item() == pytest.approx(slow, rel=1e-10)
+    kept_out = TripletLoss(margin=0.9, **options)(image, text, group=group)
+    assert kept_out.item() != pytest.approx(slow, rel=1e-3)
+
+
+def test_triplet_in_legacy_mode_of_one_duplicated_pair_is_four_margins():
+    image = text = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
+    group = torch.tensor([0, 0, 1, 2])
+    loss = TripletLoss(margin=0.2, reduction="sum", legacy_same_image=True)
+    assert loss(image, text, group=group).item() == pytest.approx(0.8, rel=1e-12)
+
+
+def test_triplet_in_legacy_mode_of_one_pair_is_zero():
+    image, text, group = pairs(rows=1)
+    assert TripletLoss(legacy_same_image=True)(image, text, group=group).item() == 0.0
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_triplet_of_both_directions_is_the_sum_and_swapping_sides_swaps_them(negatives):
+    image, text, group = pairs()
+    both, to_text, to_image = (
+        TripletLoss(margin=0.9, negatives=negatives, reduction="sum", direction=direction)
+        for direction in DIRECTIONS
+    )
+    forth, back = (loss(image, text, group=group).item() for loss in (to_text, to_image))
+    assert both(image, text, group=group).item() == pytest.approx(forth + back, rel=1e-12)
+    assert forth != pytest.approx(back, rel=1e-3)
+    assert to_text(text, image, group=group).item() == pytest.approx(back, rel=1e-12)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_triplet_gradients_match_finite_differences(negatives, reduction):
     image, text, group = pairs(rows=4, width=5, seed=3)
     inputs = (image.requires_grad_(), text.requires_grad_())
