@@ -88,7 +88,7 @@ class Method(nn.Module):
         """
         pairs = [loss for loss in used if isinstance(loss, PairLoss)]
         if self.retriever.bias is not None and not any(loss.uses_bias for loss in pairs):
-            names = ", ".join(sorted({type(loss).__name__ for loss in pairs}))
+            names = ", ".join(sorted({type(loss).__name__ for loss in pairs})) or "every term"
             raise ValueError(
                 f"{self.title}: the model has a bias, but {names} would ignore it; set model.bias "
                 "to null, or choose a loss that trains it (sigmoid)"

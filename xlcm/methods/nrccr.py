@@ -1,13 +1,13 @@
 """NRCCR: captions by machine translation, with four guards against their mistakes.
 
- image ─────────────────────────────► v ◄── triplet ──► s            (image_source)
- source ─► states ─► block ─► mean ─► s                              human caption
- target ─► states ─► block ─► mean ─► t ◄── triplet ──► v            (image_target)
- source asks target ─► cross block ─► h                              the teacher, in training alone
-                                      h ──► t   over the images of the batch    (similarity)
-                                      h ──► t   vector to vector                (feature)
- back ───► states ─► block ─► mean ─► b ◄── triplet ──► s            (cycle)
- states of target ─► discriminator: may it tell the language?        (adversarial)
+image ─────────────────────────────► v ◄── triplet ──► s            (image_source)
+source ─► states ─► block ─► mean ─► s                              human caption
+target ─► states ─► block ─► mean ─► t ◄── triplet ──► v            (image_target)
+source asks target ─► cross block ─► h                              the teacher, in training alone
+                                     h ──► t   over the images of the batch    (similarity)
+                                     h ──► t   vector to vector                (feature)
+back ───► states ─► block ─► mean ─► b ◄── triplet ──► s            (cycle)
+states of target ─► discriminator: may it tell the language?        (adversarial)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from xlcm.methods.base import Method
 from xlcm.models.discriminator import Discriminator
 from xlcm.models.opponent import Opponent
 from xlcm.registry import losses
-from xlcm.types import Batch, Encoded, Terms, TextBatch
+from xlcm.types import Batch, Encoded, Terms
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -56,7 +56,7 @@ class NRCCR(Method):
         adversarial_weight: of `adversarial`.
         temperature: of the two similarity distributions.
         similarity_detach_image: whether the images' vectors are constants in the teacher's
-            distribution. The released code lets gradient through; the teacher's text never gets any.
+            distribution. The released code lets gradient through; the teacher's text gets none.
         feature_beta: where the feature distance turns from square to linear.
         feature_reduction: `mean` over rows and channels, as released, is tiny for unit vectors
             (at most 4 / (8 width)); `sum` over channels, mean over rows, is not.
@@ -116,7 +116,10 @@ class NRCCR(Method):
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not self.weights:
             raise ValueError("nrccr: all weights are 0")
-        self.views = ("source", "target", "back") if cycle_weight > 0 else ("source", "target")
+        self.has_teacher = similarity_weight > 0 or feature_weight > 0
+        needed = {row for term in self.weights for row in ROWS[term]}
+        self.has_image = "image" in needed
+        self.views = tuple(view for view in type(self).views if view in needed)
         self.pair_loss = TripletLoss(reduction="sum") if pair_loss is None else pair_loss
         self.similarity = SimilarityDistillationLoss(
             temperature=temperature, divergence="cross_entropy", detach_teacher=False
@@ -126,7 +129,6 @@ class NRCCR(Method):
             beta=feature_beta, reduction=feature_reduction, detach_teacher=feature_detach_teacher
         )
         self.concatenate, self.residual = concatenate, residual
-        self.has_teacher = similarity_weight > 0 or feature_weight > 0
         self.opponent: Opponent | None = None
         if adversarial_weight > 0:
             judge = Discriminator(
@@ -136,7 +138,7 @@ class NRCCR(Method):
             self.summarise = None if judge.needs_tokens else judge.summarise
             # tokens of rows with other lengths can't be stacked as embeddings can
             self.cacheable = not judge.needs_tokens
-        self.settle([self.pair_loss])
+        self.settle([self.pair_loss] if set(PAIRS) & set(self.weights) else [])
 
     # -- rows -----------------------------------------------------------------------------------
 
@@ -152,34 +154,32 @@ class NRCCR(Method):
         """
         tower = self.retriever.text
         encoded = {"ids": batch.ids}
-        if {"image_source", "image_target", "similarity"} & set(self.weights):
+        if self.has_image:
             encoded["image"] = self.retriever.embed_visual(self.visual(batch))
-        source = tower.states(self.captions(batch, "source"))
-        target = tower.states(self.captions(batch, "target"))
-        source_in, target_in = tower.project(source), tower.project(target)
-        # in this order: the head's batch norm averages over its calls
-        encoded["source"] = self._embed(source_in, source)
-        encoded["target"] = self._embed(target_in, target)
+        texts = {view: self.captions(batch, view) for view in self.views}
+        states = {view: tower.states(text) for view, text in texts.items()}
+        projected = {view: tower.project(state) for view, state in states.items()}
+        # source, target, teacher, back: the head's batch norm averages over its calls in this order
+        for view in ("source", "target"):
+            if view in self.views:
+                encoded[view] = self._embed(projected[view], states[view])
         if self.has_teacher:
             crossed = tower.cross(
-                source_in, _mask(source), target_in, _mask(target),
+                projected["source"], _mask(states["source"]),
+                projected["target"], _mask(states["target"]),
                 concatenate=self.concatenate, residual=self.residual,
             )  # fmt: skip
             encoded["teacher"] = self.retriever.map_text(crossed)
-        if "cycle" in self.weights:
-            encoded["back"] = self._embed_text(self.captions(batch, "back"))
+        if "back" in self.views:
+            encoded["back"] = self._embed(projected["back"], states["back"])
         if self.opponent is not None:
-            for name, states in (("source", source), ("target", target)):
-                encoded |= self._for_opponent(name, states)
+            for view in ("source", "target"):
+                encoded |= self._for_opponent(view, states[view])
         return encoded
 
     def _embed(self, projected: Tensor, states: Encoded) -> Tensor:
         pooled = self.retriever.text.refine(projected, _mask(states)).pooled
         return self.retriever.map_text(pooled)  # type: ignore[no-any-return]
-
-    def _embed_text(self, text: TextBatch) -> Tensor:
-        states = self.retriever.text.states(text)
-        return self._embed(self.retriever.text.project(states), states)
 
     def _for_opponent(self, name: str, states: Encoded) -> dict[str, Tensor]:
         assert states.tokens is not None
@@ -211,7 +211,11 @@ class NRCCR(Method):
     def _adversarial(self, opponent: Opponent, encoded: dict[str, Tensor]) -> Tensor:
         with torch.autocast(encoded["ids"].device.type, enabled=False):
             source, target = (
-                [widen(encoded[key]) for key in (f"{name}_states", f"{name}_mask") if key in encoded]
+                [
+                    widen(encoded[key])
+                    for key in (f"{name}_states", f"{name}_mask")
+                    if key in encoded
+                ]
                 for name in ("source", "target")
             )
             if self.training:
@@ -226,6 +230,16 @@ PAIRS = {
     "cycle": ("back", "source"),
 }
 """Terms of the pair loss: what stands in the images' place, and the captions."""
+
+ROWS = {
+    "image_source": ("image", "source"),
+    "image_target": ("image", "target"),
+    "similarity": ("image", "source", "target"),
+    "feature": ("source", "target"),
+    "cycle": ("source", "back"),
+    "adversarial": ("source", "target"),
+}
+"""What each term reads of a batch; the teacher is made of source and target."""
 
 
 def _mask(states: Encoded) -> Tensor:
