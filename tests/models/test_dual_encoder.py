@@ -356,6 +356,6 @@ def test_examples_of_the_docs_pages_run(tmp_path, monkeypatch):
 def test_configs_of_the_docs_page_are_valid():
     page = Path(__file__).resolve().parents[2] / "docs/encoders/text.md"
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         check_part(text_encoders, yaml.safe_load(block))
