@@ -100,6 +100,8 @@ class TextBatch(_Movable):
         langs: `b` BCP 47 codes.
         cut: how many captions were longer than the tower takes and lost their end.
         keys: `b` caption ids, where the captions come from a data set.
+        present: `(b,)` bool, false on rows that have no such caption: what stands there is
+            filler that no loss may see. None: all have one.
     """
 
     ids: Tensor
@@ -107,6 +109,7 @@ class TextBatch(_Movable):
     langs: tuple[str, ...] = ()
     cut: int = 0
     keys: tuple[str, ...] = ()
+    present: Tensor | None = None
 
 
 @dataclass(slots=True)

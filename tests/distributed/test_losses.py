@@ -17,6 +17,7 @@ from xlcm.losses.triplet import TripletLoss
 
 ROWS = 6  # divisible by 1, 2 and 3
 GROUPS = [0, 1, 0, 2, 1, 3]
+PRESENT = [False, False, True, True, False, True]  # of three processes the first has none
 SIDES = {"image": 5, "text": 5, "taught": 5, "image_of_teacher": 4, "text_of_teacher": 4}
 
 
@@ -37,6 +38,16 @@ def relation(**options):
     loss = RelationDistillationLoss(temperature=0.3, **options)
     names = ("image", "text", "image_of_teacher", "text_of_teacher")
     return lambda rows: loss(*(rows[name] for name in names))
+
+
+def similarity_of_some(**options):
+    loss = SimilarityDistillationLoss(temperature=0.3, reduction="sum", **options)
+
+    def run(rows):
+        targets = loss.targets([(rows["text_of_teacher"], rows["image_of_teacher"])])
+        return loss(rows["text"], rows["image"], targets, rows["present"])
+
+    return run
 
 
 def pair(loss, **options):
@@ -61,6 +72,13 @@ LOSSES = {
     "discriminator": lambda rows: discriminator_loss(rows["text"], rows["taught"]),
     "fooling": lambda rows: fooling_loss(rows["text"]),
     "info_nce_sum": pair(InfoNCELoss(reduction="sum"), scale=3.0),
+    "info_nce_some": lambda rows: InfoNCELoss(label_smoothing=0.1)(
+        rows["image"], rows["text"], group=rows["group"], scale=3.0, present=rows["present"]
+    ),
+    **{
+        f"{divergence}_some": similarity_of_some(divergence=divergence)
+        for divergence in ("kl", "smooth_l1")
+    },
     **{
         f"triplet_legacy_{negatives}": pair(
             TripletLoss(margin=0.7, negatives=negatives, reduction="sum", legacy_same_image=True)
@@ -79,7 +97,8 @@ def step(name: str) -> dict:
     rows = {
         side: nn.functional.normalize(towers[side](x[mine]), dim=1) for side, x in zip(SIDES, data)
     }
-    loss = LOSSES[name]({**rows, "group": torch.tensor(GROUPS)[mine]})
+    marks = {"group": torch.tensor(GROUPS)[mine], "present": torch.tensor(PRESENT)[mine]}
+    loss = LOSSES[name]({**rows, **marks})
     loss.backward()
     gradients = {}
     for key, parameter in towers.named_parameters():

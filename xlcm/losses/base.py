@@ -21,10 +21,12 @@ class PairLoss(nn.Module):
     Attributes:
         uses_scale: whether the inverse temperature enters; if not, nothing trains it.
         uses_bias: whether the bias on the similarities enters.
+        takes_present: whether `forward` takes `present`: rows that lack a text are left out.
     """
 
     uses_scale: ClassVar[bool] = True
     uses_bias: ClassVar[bool] = False
+    takes_present: ClassVar[bool] = False
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xlcm.distributed import gather
 from xlcm.losses.base import PairLoss, full_precision
+from xlcm.losses.present import Present
 
 
 class InfoNCELoss(PairLoss):
@@ -26,6 +27,8 @@ class InfoNCELoss(PairLoss):
     Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3; several right answers
     as in L_out of Khosla et al. 2020, https://arxiv.org/abs/2004.11362, equation 2.
     """
+
+    takes_present: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -48,16 +51,31 @@ class InfoNCELoss(PairLoss):
         group: Tensor,
         scale: Tensor | float,
         bias: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean loss of this process's rows; arguments as in `PairLoss.forward`."""
+        """Return the mean loss of this process's rows; other arguments as in `PairLoss.forward`.
+
+        `present (b,)` bool says which rows have a text; the others, images too, are left out of
+        rows, columns and mean (see `Present`). None: all have one.
+        """
         self.check(image, text, group, scale, bias)
+        some = None if present is None else Present(present, len(group))
         right = (group[:, None] == gather(group)).to(image.dtype)
-        target = right / right.sum(dim=1, keepdim=True)  # each row finds itself: never 0 / 0
-        to_text = self._cross_entropy(scale * image, gather(text), target)
-        to_image = self._cross_entropy(scale * text, gather(image), target)
+        to_text = self._cross_entropy(scale * image, gather(text), right, some)
+        to_image = self._cross_entropy(scale * text, gather(image), right, some)
         both = to_text + to_image
         return both if self.reduction == "sum" else both / 2
 
-    def _cross_entropy(self, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
+    def _cross_entropy(
+        self, rows: Tensor, columns: Tensor, right: Tensor, some: Present | None
+    ) -> Tensor:
         logits = rows @ columns.T
-        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        if some is not None:
+            logits, right = some.matrix(logits), some.matrix(right)
+        target = right / right.sum(dim=1, keepdim=True)  # each row finds itself: never 0 / 0
+        if some is None:
+            return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        each = F.cross_entropy(
+            logits, target, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        return some.mean(each)

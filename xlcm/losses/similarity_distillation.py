@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlcm.losses.base import full_precision
+from xlcm.losses.present import Present
 from xlcm.losses.similarities import Reduction, both_ways, check_pairs, check_rows, reduce
 
 Divergence = Literal["kl", "cross_entropy", "smooth_l1"]
@@ -101,7 +102,9 @@ class SimilarityDistillationLoss(nn.Module):
             return Targets(*(self._target(list(side)) for side in sides))
 
     @full_precision
-    def forward(self, text: Tensor, image: Tensor, targets: Targets) -> Tensor:
+    def forward(
+        self, text: Tensor, image: Tensor, targets: Targets, present: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of this process's rows: a float32 scalar.
 
         Its mean over processes is the loss of the global batch.
@@ -110,6 +113,8 @@ class SimilarityDistillationLoss(nn.Module):
             text: `(b, D)`, the student's, L2-normalised.
             image: `(b, D)`, the student's, L2-normalised; row i belongs to text i.
             targets: from `targets`, for the same rows in the same order.
+            present: `(b,)` bool, rows whose text counts; the others are left out of rows and
+                columns of student and teachers, and of the mean (`Present`). None: all count.
 
         Raises:
             ValueError: for no rows or shapes that don't fit.
@@ -122,10 +127,12 @@ class SimilarityDistillationLoss(nn.Module):
                     f"targets.{name} {tuple(target.shape)} are of another batch than the student's "
                     f"similarities {tuple(side.shape)}: make them of the same rows"
                 )
-        if self.divergence == "smooth_l1":
-            return F.smooth_l1_loss(sides[0], targets.text.to(sides[0].dtype))
         counted = {"text_to_image": (0,), "image_to_text": (1,)}.get(self.direction, (0, 1))
-        return reduce([self._diverge(targets[i], sides[i]) for i in counted], self.reduction)
+        if self.divergence == "smooth_l1":
+            counted = (0,)
+        some = None if present is None else Present(present, len(text))
+        terms = [self._diverge(targets[side], sides[side], some) for side in counted]
+        return reduce(terms, self.reduction)
 
     @property
     def _scale(self) -> float:
@@ -142,9 +149,20 @@ class SimilarityDistillationLoss(nn.Module):
             pooled = pooled / len(logits)
         return pooled if self.divergence == "smooth_l1" else F.log_softmax(pooled, dim=1)
 
-    def _diverge(self, teacher: Tensor, logits: Tensor) -> Tensor:
-        teacher = teacher.to(logits.dtype)
+    def _diverge(self, teacher: Tensor, student: Tensor, some: Present | None) -> Tensor:
+        teacher = teacher.to(student.dtype)
+        if some is not None:  # what is left of a distribution is stretched to a sum of 1 again
+            teacher, student = some.matrix(teacher), some.matrix(student)
+            if self.divergence != "smooth_l1":
+                teacher = F.log_softmax(teacher, dim=1)
+        each = self._each(teacher, student)
+        return each.mean() if some is None else some.mean(each)
+
+    def _each(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Return the divergence of each row, `(b,)`."""
+        if self.divergence == "smooth_l1":
+            return F.smooth_l1_loss(student, teacher, reduction="none").mean(dim=1)
         if self.divergence == "cross_entropy":
-            return F.cross_entropy(logits, teacher.exp())
-        student = F.log_softmax(logits, dim=1)
-        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+            return F.cross_entropy(student, teacher.exp(), reduction="none")
+        log_probability = F.log_softmax(student, dim=1)
+        return F.kl_div(log_probability, teacher, reduction="none", log_target=True).sum(dim=1)

@@ -120,15 +120,38 @@ class Method(nn.Module):
             raise ValueError(f"{self.title}: the batch has no images, but image terms a weight")
         return batch.visual
 
-    def between(self, loss: PairLoss, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        """Return a loss between pairs, with the retriever's temperature, and bias if it has one."""
-        return loss(
-            image,
-            text,
-            group=ids,
-            scale=self.retriever.scale,
-            bias=self.retriever.bias if loss.uses_bias else None,
-        )
+    def between(
+        self,
+        loss: PairLoss,
+        image: Tensor,
+        text: Tensor,
+        ids: Tensor,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return a loss between pairs, with the retriever's temperature, and bias if it has one.
+
+        Args:
+            loss: which one.
+            image: `(b, D)`, or what stands in its place.
+            text: `(b, D)`.
+            ids: `(b,)`, the items.
+            present: `(b,)` bool, rows that have a text; None: all.
+
+        Raises:
+            ValueError: if rows lack a text and the loss can't leave them out.
+        """
+        options: dict[str, Any] = {"group": ids, "scale": self.retriever.scale}
+        if loss.uses_bias:
+            options["bias"] = self.retriever.bias
+        if present is not None:
+            if not loss.takes_present:
+                raise ValueError(
+                    f"{self.title}: some rows lack a caption in a language, and "
+                    f"{type(loss).__name__} can't leave them out: take image_loss=info_nce, or "
+                    "leave such items out with data.incomplete=drop"
+                )
+            options["present"] = present
+        return loss(image, text, **options)  # type: ignore[no-any-return]
 
     def begin(self, epoch: float) -> None:
         """Set what depends on the time; the loop calls it before each step.

@@ -1,8 +1,8 @@
 """C2KD: in every language, the batch's similarities shall look as English teachers see them.
 
- teachers, frozen:  similarities of source captions and images, one matrix each ─► pooled: Q
- student:           similarities S_l of the captions of language l and the images
- in each language:  lambda * contrastive(S_l) + (1 - lambda) * KL(softmax(Q / T) || softmax(S_l / T))
+teachers, frozen:  similarities of source captions and images, one matrix each ─► pooled: Q
+student:           similarities S_l of the captions of language l and the images
+in each language:  lambda * contrastive(S_l) + (1 - lambda) * KL(softmax(Q / T) || softmax(S_l / T))
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from xlcm.registry import losses
 from xlcm.types import Batch, Terms
 
 Pool = Literal["max", "min", "mean"]
+POOLS: tuple[Pool, ...] = ("max", "min", "mean")
 
 
 class C2KD(TranslateTrain):
@@ -40,6 +41,7 @@ class C2KD(TranslateTrain):
         teachers: folders of saved models, `stage:NAME` for stages of the same config.
         image_loss: contrastive loss of each language; None: InfoNCE, summed over both directions.
         contrastive_share: lambda: weight of each contrastive term; the distillation has the rest.
+            With 1 there is none, and no teacher is opened; with 0 the temperature is not trained.
         count_source_twice: add the source's contrastive term once more, as released.
         temperature: T, of teachers and student in the distillation.
         pool: over teachers, elementwise, of cosines. Named by what is done: the released code
@@ -49,7 +51,8 @@ class C2KD(TranslateTrain):
         targets: `pooled`; `multitask`: one distillation term a teacher, added; `learned`: a
             softmax over learned weights of teachers, without the factor 1 - lambda, as released;
             `learned_pools`: the same over the three ways of pooling (the released code keeps the
-            mean alone by mistake).
+            mean alone by mistake). The released rate of these weights is 1e-2:
+            `optim.lr_scale={target_logits: ...}`.
 
     Raises:
         ValueError: for no teacher, or one whose images, features or languages don't fit.
@@ -74,30 +77,27 @@ class C2KD(TranslateTrain):
         targets: Literal["pooled", "multitask", "learned", "learned_pools"] = "pooled",
     ) -> None:
         super().__init__(retriever, image_loss=image_loss)
-        self.teachers = [Teacher(source, number) for number, source in enumerate(teachers)]
+        self.contrastive_share = contrastive_share
+        self.source_share = contrastive_share * (2 if count_source_twice else 1)
+        learned = {"learned": len(teachers), "learned_pools": len(POOLS)}.get(targets, 0)
+        self.target_logits = nn.Parameter(torch.full((learned,), 1 / learned)) if learned else None
+        self.distilled_share = 1.0 if learned else 1 - contrastive_share
+        self.mode = targets
+        self.distillations = [
+            SimilarityDistillationLoss(
+                temperature=temperature, divergence=divergence, pool=one, reduction="sum"
+            )
+            for one in (POOLS if targets == "learned_pools" else (pool,))
+        ]
+        self.teachers = [
+            Teacher(source, number)
+            for number, source in enumerate(teachers if self.distilled_share else [])
+        ]
+        for teacher in self.teachers:
+            teacher.refuse_misfit(retriever)
         self.extra_texts = {
             teacher.text_name: (SOURCE, teacher.model.text.tokenizer) for teacher in self.teachers
         }
-        for teacher in self.teachers:
-            teacher.refuse_misfit(retriever)
-        self.contrastive_share = contrastive_share
-        self.source_share = contrastive_share * (2 if count_source_twice else 1)
-        self.mode = targets
-        pools: list[Pool] = ["max", "min", "mean"] if targets == "learned_pools" else [pool]
-        self.distillations = nn.ModuleList(
-            SimilarityDistillationLoss(
-                temperature=temperature, divergence=divergence, pool=one, reduction="sum",
-                direction="text_to_image" if divergence == "smooth_l1" else "both",
-            )
-            for one in pools
-        )  # fmt: skip
-        learned = {"learned": len(teachers), "learned_pools": 3}.get(targets, 0)
-        self.target_logits = (
-            nn.Parameter(torch.full((learned,), 1 / learned)) if learned else None
-        )
-        self.distilled_share = 1.0 if learned else 1 - contrastive_share
-        if not self.distilled_share:
-            raise ValueError("c2kd: contrastive_share=1 leaves nothing to distil: translate_train")
         if not contrastive_share:
             self.settle([])
 
@@ -107,9 +107,11 @@ class C2KD(TranslateTrain):
         Raises:
             ValueError: for a teacher that doesn't know the source's language, or cuts its captions.
         """
+        device = next(self.retriever.parameters()).device
         for teacher in self.teachers:
             teacher.refuse_languages(views.views[SOURCE].langs)
-            teacher.remember(dataset, views, SOURCE, images=fixed)
+            teacher.to(device).remember(dataset, views, SOURCE, images=fixed)
+        self.extra_texts = {}  # no teacher reads a caption again
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Return the student's rows, and `teacher<k>.text`, `teacher<k>.image` `(b, D_k)`.
@@ -125,14 +127,15 @@ class C2KD(TranslateTrain):
     def losses(self, encoded: dict[str, Tensor]) -> Terms:
         """Return `contrastive.<language>` and `distillation.<language>`, `source` among them."""
         terms: Terms = {}
-        targets = self._targets(encoded)  # once for all languages
+        targets = self._targets(encoded) if self.distilled_share else []  # once for all languages
         for name in captions(encoded):
             share = self.source_share if name == SOURCE else self.contrastive_share
             if share:
                 self.weights[f"contrastive.{label(name)}"] = share
                 terms[f"contrastive.{label(name)}"] = self.contrast(encoded, name)
-            self.weights[f"distillation.{label(name)}"] = self.distilled_share
-            terms[f"distillation.{label(name)}"] = self._distil(encoded, name, targets)
+            if self.distilled_share:
+                self.weights[f"distillation.{label(name)}"] = self.distilled_share
+                terms[f"distillation.{label(name)}"] = self._distil(encoded, name, targets)
         return terms
 
     def _targets(self, encoded: dict[str, Tensor]) -> list[Targets]:
@@ -145,8 +148,10 @@ class C2KD(TranslateTrain):
         return [distillation.targets(pairs) for distillation in self.distillations]
 
     def _distil(self, encoded: dict[str, Tensor], name: str, targets: list[Targets]) -> Tensor:
-        text, image = encoded[name], encoded["image"]
-        losses = [self.distillations[0](text, image, target) for target in targets]
+        text, image, present = encoded[name], encoded["image"], encoded.get(f"present.{name}")
+        each = torch.stack(
+            [self.distillations[0](text, image, target, present) for target in targets]
+        )
         if self.target_logits is None:
-            return torch.stack(losses).sum()
-        return (self.target_logits.softmax(0) * torch.stack(losses)).sum()
+            return each.sum()
+        return (self.target_logits.softmax(0) * each).sum()

@@ -132,9 +132,7 @@ class CL2CM(Method):
         self.relation_loss = RelationDistillationLoss(
             temperature=temperature,
             teacher_mix=teacher_mix,
-            direction={"image_to_target": "left_to_right", "target_to_image": "right_to_left"}.get(
-                direction, "both"
-            ),
+            direction=DIRECTIONS[direction],
         )
         self.relations = list(relations)
         self.distillation_weight, self.target_weight = distillation_weight, target_weight
@@ -155,6 +153,11 @@ class CL2CM(Method):
         if schedule == "staged" and share_encoder:
             raise ValueError("cl2cm: a shared encoder can't rest while it is trained: joint")
         self.crosses = bool({"sentence", "word", "distillation"} & set(self.full))
+        if "word" in self.full and not getattr(retriever.text, "returns_tokens", True):
+            raise ValueError(NO_WORDS)
+        sides = {side for term in self.full for side in PAIRS.get(term, ())}
+        self.has_image = "image" in sides or "distillation" in self.full
+        self.views = tuple(v for v in type(self).views if v in sides or self.crosses)
         self.share_encoder = share_encoder
         self.cross_lingual: CrossLingualNetwork | None = None
         if self.crosses:
@@ -203,7 +206,9 @@ class CL2CM(Method):
         Raises:
             ValueError: if the batch lacks images or captions.
         """
-        encoded = {"ids": batch.ids, "image": self.retriever.embed_visual(self.visual(batch))}
+        encoded = {"ids": batch.ids}
+        if self.has_image:
+            encoded["image"] = self.retriever.embed_visual(self.visual(batch))
         crossed: dict[str, Encoded] = {}
         for view in self.views:
             text = self.captions(batch, view)
@@ -218,10 +223,7 @@ class CL2CM(Method):
 
     def _align(self, source: Encoded, target: Encoded) -> Tensor:
         if source.tokens is None or target.tokens is None:
-            raise ValueError(
-                "cl2cm aligns words, but the text tower returns none: set model.text.tokens=true, "
-                "or method.word_weight=0"
-            )
+            raise ValueError(NO_WORDS)
         return self.word_loss.each(source.tokens, source.mask, target.tokens, target.mask)
 
     # -- losses ---------------------------------------------------------------------------------
@@ -254,6 +256,17 @@ class CL2CM(Method):
             encoded[left], encoded[right], encoded[teacher_left], encoded[teacher_right]
         )
 
+
+NO_WORDS = (
+    "cl2cm aligns words, but the text tower returns none: set model.text.tokens=true, or "
+    "method.word_weight=0"
+)
+
+DIRECTIONS: dict[str, Literal["both", "left_to_right", "right_to_left"]] = {
+    "both": "both",
+    "image_to_target": "left_to_right",
+    "target_to_image": "right_to_left",
+}
 
 PAIRS = {
     "image_source": ("image", "source"),

@@ -56,7 +56,8 @@ class TranslateTrain(Method):
         self.source_weight, self.target_weight = source_weight, target_weight
         if not source_weight and not target_weight:
             raise ValueError(f"{self.title}: source_weight and target_weight are both 0")
-        self.views = ("source", "targets") if target_weight else ("source",)
+        weights = {"source": source_weight, "targets": target_weight}
+        self.views = tuple(view for view in type(self).views if weights[view])
         self.settle([self.image_loss])
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
@@ -68,7 +69,7 @@ class TranslateTrain(Method):
             ValueError: if the batch lacks images, or captions that a term needs.
         """
         encoded = {"ids": batch.ids, "image": self.retriever.embed_visual(self.visual(batch))}
-        names = [SOURCE] if self.source_weight or len(self.views) == 1 else []
+        names = [SOURCE] if SOURCE in self.views else []
         if "targets" in self.views:
             targets = [name for name in batch.text if name.startswith(TARGETS)]
             if not targets:
@@ -86,18 +87,20 @@ class TranslateTrain(Method):
         return encoded
 
     def losses(self, encoded: dict[str, Tensor]) -> Terms:
-        """Return `contrastive.source` and `contrastive.<language>`, as far as they have a weight."""
+        """Return `contrastive.source` and `contrastive.<language>` where they have a weight."""
         terms: Terms = {}
         for name in captions(encoded):
             weight = self.source_weight if name == SOURCE else self.target_weight
-            if weight:
-                self.weights[f"contrastive.{label(name)}"] = weight
-                terms[f"contrastive.{label(name)}"] = self.contrast(encoded, name)
+            self.weights[f"contrastive.{label(name)}"] = weight
+            terms[f"contrastive.{label(name)}"] = self.contrast(encoded, name)
         return terms
 
     def contrast(self, encoded: dict[str, Tensor], name: str) -> Tensor:
         """Return the loss between the images and the captions of one language."""
-        return self.between(self.image_loss, encoded["image"], encoded[name], encoded["ids"])
+        return self.between(
+            self.image_loss, encoded["image"], encoded[name], encoded["ids"],
+            encoded.get(f"present.{name}"),
+        )  # fmt: skip
 
 
 def captions(encoded: dict[str, Tensor]) -> list[str]:

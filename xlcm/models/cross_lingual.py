@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlcm.encoders.base import TextEncoder, masked
+from xlcm.encoders.base import TextEncoder
 from xlcm.encoders.heads import HeadFactory
 from xlcm.types import Encoded, TextBatch
 
@@ -57,10 +57,11 @@ class CrossLingualNetwork(nn.Module):
         sentences = F.normalize(self.head(states.pooled).float(), dim=-1)
         if states.tokens is None:
             return Encoded(sentences)
-        return Encoded(sentences, *self._words(text, states.tokens, states.mask))
+        return Encoded(sentences, *self._words(text, states.tokens))
 
-    def _words(self, text: TextBatch, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        real = masked(tokens, mask) & ~self.special[text.ids]
+    def _words(self, text: TextBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        # the batch's mask and not the tower's, whose `token_dropout` may hide every word
+        real = text.mask.bool() & ~self.special[text.ids]
         if not self.average_pieces:
             return tokens, real
         return average_pieces(tokens, real, self.starts[text.ids])

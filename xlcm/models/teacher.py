@@ -68,11 +68,11 @@ class Teacher:
                 f"{where} reads features of width {mine.feature_width}, the student of width "
                 f"{other.feature_width}: train the teacher on the same feature store"
             )
-        if not mine.reads_features and mine.transform.spec() != other.transform.spec():
+        if not mine.reads_features and mine.transform != other.transform:
             raise ValueError(
-                f"{where} was trained on pictures prepared otherwise ({mine.transform.spec()}) "
-                f"than the student's ({other.transform.spec()}): give both the same image_size, "
-                "crop_pct, interpolation and squash"
+                f"{where} was trained on pictures prepared otherwise ({mine.transform}) than the "
+                f"student's ({other.transform}): give both the same image_size, crop_pct, "
+                "interpolation and squash"
             )
 
     def refuse_languages(self, langs: list[str]) -> None:
@@ -125,6 +125,8 @@ class Teacher:
             if images:
                 self._image = self._images(dataset, batch_size)
         self._rows = {name: row for row, name in enumerate(ids)}
+        if images:
+            self.to(torch.device("cpu"))  # it has said all that it will be asked
 
     def _texts(self, texts: list[str], langs: list[str], batch_size: int) -> Tensor:
         share = -(-len(texts) // world())
@@ -138,13 +140,15 @@ class Teacher:
             for numbers, batch in by_length(tokens, batch_size):
                 embedded = self.model.embed_text(batch.to(self.model.device)).cpu()
                 out[start - mine.start + numbers] = embedded
-        if cut > MOST_CUT * len(mine):
+        # of all processes: those that go on would wait for one that stops
+        cut = int(gather(torch.tensor([cut], device=self.model.device)).sum())
+        if cut > MOST_CUT * len(texts):
             raise ValueError(
                 f"teacher {self.source} reads {self.model.text.max_tokens} tokens and would cut "
-                f"{cut} of {len(mine)} captions: train it with a larger tokenizer.max_tokens"
+                f"{cut} of {len(texts)} captions: train it with a larger tokenizer.max_tokens"
             )
         if cut:
-            log.warning("teacher %s cuts %d of %d captions", self.source, cut, len(mine))
+            log.warning("teacher %s cuts %d of %d captions", self.source, cut, len(texts))
         return self._whole(out, len(texts))
 
     def _images(self, dataset: Dataset, batch_size: int) -> Tensor:
@@ -178,6 +182,12 @@ class Teacher:
         keys = batch.text[view].keys
         if self._text is not None and keys:
             text = self._text[[self._rows[key] for key in keys]].to(device)
+        elif self.text_name not in batch.text:
+            raise ValueError(
+                f"teacher {self.source} was not shown the training data before the first step "
+                f"(`Method.remember`), and the batch has no captions {self.text_name!r} in its "
+                "tokens (`Method.extra_texts`)"
+            )
         else:
             text = self.to(device).model.embed_text(batch.text[self.text_name])
         if self._image is not None and batch.fixed:
