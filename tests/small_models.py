@@ -119,3 +119,16 @@ def part(whole: Batch, rows: Any) -> Batch:
         names=whole.names,
         fixed=whole.fixed,
     )
+
+
+def saved(source: str) -> DualEncoder:
+    """Stand in for `DualEncoder.from_pretrained`: `small3` is a model of seed 3 and width 6."""
+    seed = int(source.removeprefix("small"))
+    return model(seed=seed, width=3 + seed)
+
+
+def translations(*langs: str, teachers: int = 0, rows: int = 8) -> Batch:
+    """Return captions in every language at once, and the source's once more for teachers."""
+    made = batch("source", *(f"targets.{lang}" for lang in langs), rows=rows)
+    made.text |= {f"teacher{number}": made.text["source"] for number in range(teachers)}
+    return made
