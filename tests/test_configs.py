@@ -30,6 +30,8 @@ SHIPPED = {
     "contrastive/own.yaml": "train",
     "contrastive/photos.yaml": "train",
     "contrastive/photos_floor.yaml": "train",
+    "benchmarks/noise.yaml": "benchmark",
+    "benchmarks/photos_mt.yaml": "benchmark",
     "encode/photos.yaml": "encode",
     "encode/photos_128.yaml": "encode",
     "evaluate/photos.yaml": "evaluate",

@@ -111,7 +111,11 @@ def plan_runs(config: GridConfig, prepared: Sequence[str] = ()) -> list[Run]:
                         f"{method}, {value.label}: {line}" for line in str(error).split("\n")
                     ]
                     continue
-                plan = {"config": _without_free(tree), "tests": tests, "prepare": list(prepared)}
+                plan = {
+                    "config": _without_free(tree),
+                    "tests": {name: test.model_dump() for name, test in config.tests.items()},
+                    "prepare": list(prepared),
+                }
                 runs.append(Run(method, value.label, seed, folder, tree, tests, plain(plan)))
         if faults:  # the other seeds have the same ones
             raise ConfigError("\n".join(dict.fromkeys(faults)))
