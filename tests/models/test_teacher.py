@@ -1,0 +1,184 @@
+"""A teacher: what is looked up is what it would say, and what doesn't fit is refused."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from xlcm.config import check, merge
+from xlcm.data.collate import Collator
+from xlcm.data.rows import open_splits, survey
+from xlcm.distributed import world
+from xlcm.encoders.transform import ImageTransform
+from xlcm.models import teacher as teachers
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.models.teacher import Teacher
+from xlcm.training.settings import TrainConfig
+from xlcm.types import Batch
+
+
+def save(data, folder, **sections):
+    """Save an untrained model, with batch norm so that evaluation mode shows."""
+    torch.manual_seed(3)
+    base = {"text_head": {"name": "batch_norm"}, "text": {"tokenizer": {"max_tokens": 64}}}
+    changes = merge({"model": base}, sections)
+    config = check(TrainConfig, tiny.tree(data, folder, **changes))
+    model = DualEncoder.from_config(config.model)
+    return model.save_pretrained(folder, languages=["en", "de"])
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_data, tmp_path_factory):
+    return save(tiny_data, tmp_path_factory.mktemp("teacher") / "model")
+
+
+def rows_of(data, visual="features"):
+    config = check(TrainConfig, tiny.tree(data, data))
+    (dataset,), _ = open_splits([config.data.train], visual=visual)
+    return survey(dataset, config.data.views)
+
+
+def batch_of(rows, teacher, numbers, *, fixed=True):
+    """The batch of some rows, with the source's captions in the teacher's tokens as well."""
+    tokenizer = teacher.model.text.tokenizer
+    collate = Collator(rows.dataset, rows.views, tokenizer, teacher.model.image.transform)
+    batch = collate([SimpleNamespace(item=n, epoch=0, slot=0) for n in numbers])
+    batch.text[teacher.text_name] = batch.text["source"]
+    batch.text["source"].keys = tuple(f"{name}en" for name in batch.names)
+    batch.fixed = fixed
+    return batch
+
+
+def embed(folder, data, numbers, remember, images=True, visual="features"):
+    rows, teacher = rows_of(data, visual), Teacher(str(folder))
+    if remember:
+        teacher.remember(rows.dataset, rows.views, "source", images=images, batch_size=10)
+    return teacher(batch_of(rows, teacher, numbers), "source")
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_looked_up_outputs_are_the_computed_ones(saved, tiny_data, images):
+    numbers = [5, 63, 0, 17, 17, 30]
+    computed = embed(saved, tiny_data, numbers, remember=False)
+    found = embed(saved, tiny_data, numbers, remember=True, images=images)
+    for one, other in zip(found, computed):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        assert one.shape == (6, 16)
+        assert not one.requires_grad
+    assert not torch.allclose(found[0][0], found[0][1], atol=1e-3)
+
+
+def test_looked_up_pictures_are_the_computed_ones(tiny_data, tmp_path):
+    folder = save(tiny_data, tmp_path, **tiny.pictures(tiny_data))
+    computed, found = (
+        embed(folder, tiny_data, [9, 2, 4], remember=how, visual="image") for how in (False, True)
+    )
+    for one, other in zip(found, computed):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_what_is_looked_up_is_not_computed(saved, tiny_data):
+    rows, teacher = rows_of(tiny_data), Teacher(str(saved))
+    teacher.remember(rows.dataset, rows.views, "source", images=True)
+    batch = batch_of(rows, teacher, [1, 2])
+    teacher.model.text = teacher.model.image = None  # running one would fail
+    teacher(batch, "source")
+    with pytest.raises(TypeError):  # an item that is drawn anew each time has to be looked at
+        teacher(Batch(batch.ids, batch.visual, batch.text), "source")
+
+
+def all_rows(folder, data):
+    """In a process of the pool: each one embeds a share and has all."""
+    found = embed(folder, data, range(64), remember=True)
+    return {"world": world(), "found": [one.tolist() for one in found]}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_processes_share_the_work_and_have_all_of_it(processes, saved, tiny_data, number):
+    wanted = embed(saved, tiny_data, range(64), remember=False)
+    for result in processes.run(number, all_rows, saved, tiny_data):
+        assert result["world"] == number
+        for one, other in zip(result["found"], wanted):
+            torch.testing.assert_close(torch.tensor(one), other, rtol=0, atol=1e-6)
+
+
+def test_a_teacher_is_frozen_and_in_evaluation_mode(saved):
+    teacher = Teacher(str(saved))
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert not any(module.training for module in teacher.model.modules())
+
+
+def test_a_teacher_without_its_captions_says_which_are_missing(saved, tiny_data):
+    rows, teacher = rows_of(tiny_data), Teacher(str(saved), 4)
+    batch = batch_of(rows, teacher, [1, 2])
+    del batch.text["teacher4"]
+    with pytest.raises(ValueError, match=r"was not shown the training data.*'teacher4'"):
+        teacher(batch, "source")
+
+
+# -- what doesn't fit ----------------------------------------------------------------------------
+
+
+def student(**image):
+    return SimpleNamespace(image=SimpleNamespace(**image))
+
+
+def test_a_teacher_of_pictures_and_a_student_of_features_are_refused(saved, tiny_data, tmp_path):
+    features = Teacher(str(saved))
+    with pytest.raises(ValueError, match=r"reads features, the student pixels"):
+        features.refuse_misfit(student(reads_features=False, transform=ImageTransform(32)))
+    pixels = Teacher(str(save(tiny_data, tmp_path, **tiny.pictures(tiny_data))))
+    with pytest.raises(ValueError, match=r"reads pixels, the student features.*same data"):
+        pixels.refuse_misfit(student(reads_features=True, feature_width=8))
+    transform = pixels.model.image.transform
+    pixels.refuse_misfit(student(reads_features=False, transform=transform))
+    other = ImageTransform(**{**transform.spec(), "size": 64})
+    with pytest.raises(ValueError, match=r"prepared otherwise.*size=32.*size=64.*image_size"):
+        pixels.refuse_misfit(student(reads_features=False, transform=other))
+
+
+def test_a_teacher_of_other_features_is_refused(saved):
+    teacher = Teacher(str(saved))
+    teacher.refuse_misfit(student(reads_features=True, feature_width=tiny.FEATURES))
+    with pytest.raises(ValueError, match=r"width 8, the student of width 512.*feature store"):
+        teacher.refuse_misfit(student(reads_features=True, feature_width=512))
+
+
+def test_a_teacher_is_asked_in_its_own_languages_alone(saved):
+    teacher = Teacher(str(saved))
+    teacher.refuse_languages(["en"])
+    with pytest.raises(ValueError, match=r"trained on en, de and is to be asked in sw"):
+        teacher.refuse_languages(["en", "sw"])
+    teacher.model.languages = ()  # a model that doesn't know is believed
+    teacher.refuse_languages(["sw"])
+
+
+def cut_at(data, folder, tokens):
+    return save(data, folder, model={"text": {"tokenizer": {"max_tokens": tokens}}})
+
+
+def test_a_teacher_that_would_cut_many_captions_is_refused(tiny_data, tmp_path):
+    rows, teacher = rows_of(tiny_data), Teacher(str(cut_at(tiny_data, tmp_path, 8)))
+    with pytest.raises(ValueError, match=r"8 tokens and would cut \d+ of 64.*max_tokens"):
+        teacher.remember(rows.dataset, rows.views, "source", images=True)
+
+
+def test_a_few_cut_captions_are_counted(saved, tiny_data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(teachers, "MOST_CUT", 0.2)
+    rows = rows_of(tiny_data)
+    texts = [item.captions[0].text for item in map(rows.dataset.__getitem__, range(64))]
+    lengths = sorted(Teacher(str(saved)).model.text.tokenizer.lengths(texts))
+    limit = lengths[-1] - 1
+    cut = sum(length > limit for length in lengths)
+    assert 0 < cut <= 12
+    teacher = Teacher(str(cut_at(tiny_data, tmp_path / "cut", limit)))
+    with caplog.at_level(logging.WARNING):
+        teacher.remember(rows.dataset, rows.views, "source", images=False)
+    assert f"cuts {cut} of 64 captions" in caplog.text
+
+
+def test_a_teacher_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Teacher(str(tmp_path / "nowhere"))
