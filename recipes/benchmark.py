@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xlcm.cli import recipe
 from xlcm.config import ConfigError, load
-from xlcm.evaluation.comparison import save_comparison
+from xlcm.evaluation.comparison import around_tables, save_comparison
 from xlcm.training.grid import LOG, alone_in, go_through, plan_runs, rows, take_stock
 from xlcm.training.grid_settings import GridConfig
 from xlcm.training.prepare import prepare
@@ -26,7 +26,8 @@ def main(path: str, *overrides: str) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("start it by python and say jobs=N: its runs have one process each")
     with alone_in(Path(config.output)) as lock, stop_signals() as asked_to_stop:
-        plan_runs(config)  # faults first
+        plan_runs(config)  # faults now, rather than after hours
+        around_tables(config.page)
         prepared = prepare(config, Path(__file__).parent, lock=lock, asked_to_stop=asked_to_stop)
         if prepared is None:
             return 143
@@ -43,6 +44,7 @@ def main(path: str, *overrides: str) -> int:
                     average=config.average,
                     page=config.page,
                     plot=config.plot,
+                    plotted=config.plotted,
                     title=config.name,
                 )
             )

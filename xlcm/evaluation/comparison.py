@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlcm.config import ConfigError
 from xlcm.evaluation.style import figure, look, only
 
 Row = Mapping[str, Any]
@@ -117,7 +118,9 @@ class Comparison:
         self.labels = list(dict.fromkeys(label for _, label, _ in self.figures))
         if all(isinstance(label, int | float) for label in self.labels):
             self.labels.sort()
-        self.keys = sorted(dict.fromkeys(key for _, _, key in self.figures), key=lambda k: k[0])
+        keys = list(dict.fromkeys(key for _, _, key in self.figures))
+        tests = [test for test, _ in keys]
+        self.keys = sorted(keys, key=lambda key: tests.index(key[0]))  # a test's panels together
 
     def _add_average(self, langs: Sequence[str]) -> None:
         for method, label, test in dict.fromkeys((m, x, key[0]) for m, x, key in self.figures):
@@ -166,8 +169,15 @@ class Comparison:
                 lines.append(f"| {method} | " + " | ".join(cells) + " |")
         return lines
 
-    def plot(self, path: str | Path, title: str = "") -> Path:
-        """Draw SumR over the axis, a panel for each test and language, bands for the intervals."""
+    def plot(self, path: str | Path, title: str = "", methods: Sequence[str] | None = None) -> Path:
+        """Draw SumR over the axis, a panel for each test and language, bands for the intervals.
+
+        Args:
+            path: a PNG file.
+            title: above the panels.
+            methods: which ones; None: all.
+        """
+        shown = [method for method in self.methods if methods is None or method in methods]
         numbers = all(isinstance(label, int | float) for label in self.labels)
         at = {label: label if numbers else place for place, label in enumerate(self.labels)}
         with figure(path, (1.0 + 3.9 * len(self.keys), 4.2)) as drawn:
@@ -178,7 +188,7 @@ class Comparison:
                 axes.set(title=_title(key), xlabel=self.axis, ylabel="SumR" if place == 1 else "")
                 axes.set_xticks([at[label] for label in self.labels], map(str, self.labels))
                 only(axes, "y")
-                for number, method in enumerate(self.methods):
+                for number, method in enumerate(shown):
                     points = [
                         (at[label], found)
                         for label in self.labels
@@ -230,6 +240,7 @@ def save_comparison(
     average: Sequence[str],
     page: str | Path,
     plot: str | Path,
+    plotted: Sequence[str] | None,
     title: str,
 ) -> str:
     """Write tables and plot; return the tables.
@@ -241,21 +252,32 @@ def save_comparison(
         average: see `Comparison`.
         page: a Markdown file; one that has the marks keeps what is around them.
         plot: a PNG file.
+        plotted: methods in it; None: all.
         title: of both.
 
     Raises:
-        ValueError: if the page exists and has no marks.
+        ConfigError: if the page exists and has no marks.
     """
     comparison = Comparison(rows, axis=axis, baseline=baseline, average=average)
     tables, page = comparison.markdown(), Path(page)
-    before = (
-        page.read_text(encoding="utf-8") if page.is_file() else f"# {title}\n\n{BEGIN}\n{END}\n"
-    )
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r} for the tables to go between")
+    head, tail = around_tables(page, title)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(f"{head}{BEGIN}\n\n{tables}\n{END}{tail}", encoding="utf-8")
-    comparison.plot(plot, title)
+    comparison.plot(plot, title, plotted)
     return tables
+
+
+def around_tables(page: str | Path, title: str = "") -> tuple[str, str]:
+    """Return what stands before and after the tables of a page, which need not be there yet.
+
+    Raises:
+        ConfigError: if the page has no marks for the tables.
+    """
+    page = Path(page)
+    if not page.is_file():
+        return f"# {title}\n\n", "\n"
+    head, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"{page} has no lines {BEGIN!r} and {END!r} for the tables to go between")
+    return head, tail

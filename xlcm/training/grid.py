@@ -98,9 +98,7 @@ def plan_runs(config: GridConfig, prepared: Sequence[str] = ()) -> list[Run]:
                     continue
                 folder = Path(str(config.output)) / method / f"{config.axis.name}-{value.label}"
                 folder /= f"seed-{seed}"
-                tree = copy.deepcopy(_changed(config, method, base))
-                pairs = [f"{key}={yaml.safe_dump(to)}" for key, to in value.set.items()]
-                override(tree, pairs)
+                tree = _with(_changed(config, method, base), value.set)
                 fixed = {"seed": seed, "output": str(folder), "resume": "auto"}
                 fixed["name"] = f"{method}-{value.label}-{seed}"
                 tree = merge(tree, {"run": fixed})
@@ -133,10 +131,17 @@ def _changed(config: GridConfig, method: str, base: Tree) -> Tree:
         base = _changed(config, entry.like, base)
     changes = {
         section: value
-        for section, value in entry.model_dump(exclude={"like", "only"}).items()
+        for section, value in entry.model_dump(exclude={"like", "only", "set"}).items()
         if value is not None
     }
-    return merge(base, changes)
+    return _with(merge(base, changes), entry.set)
+
+
+def _with(tree: Tree, keys: Tree) -> Tree:
+    """Return a copy in which dotted keys have other values."""
+    tree = copy.deepcopy(tree)
+    override(tree, [f"{key}={yaml.safe_dump(value)}" for key, value in keys.items()])
+    return tree
 
 
 def _tests(config: GridConfig, stages: Sequence[TrainConfig]) -> dict[str, Tree]:
@@ -195,7 +200,8 @@ def take_stock(runs: Sequence[Run], *, changed: str, keep: bool) -> None:
         if known is None:
             continue
         keys = _difference(known["plan"], run.plan)
-        if keys and changed == "redo":
+        worthless = not known["results"] and not any(run.folder.rglob("step-*"))
+        if keys and (changed == "redo" or worthless):
             shutil.rmtree(run.folder)
         elif keys:
             others.append(f"{run.name} ({', '.join(keys[:4])})")
@@ -368,13 +374,14 @@ def _figures(folder: Path, tests: dict[str, Tree]) -> list[Tree]:
     """Return what the report says, or what the tests find."""
     if not tests:
         report = RetrievalReport.load(folder)
-        return [{"lang": lang, "sum_r": value} for lang, value in report.sum_r.items()]
+        return [{"lang": lang, "sum_r": round(value, 4)} for lang, value in report.sum_r.items()]
     found = []
     for name, tree in tests.items():
         judged = judge(check(EvaluateConfig, tree), Accelerator().device).report
         text = json.dumps(judged.to_dict(), indent=2, ensure_ascii=False)
         write_text(folder / f"report-{name}.json", text + "\n")
-        found += [{"test": name, "lang": k, "sum_r": v} for k, v in judged.sum_r.items()]
+        sums = judged.sum_r.items()
+        found += [{"test": name, "lang": lang, "sum_r": round(value, 4)} for lang, value in sums]
     return found
 
 

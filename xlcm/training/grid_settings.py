@@ -52,6 +52,7 @@ class MethodRuns(Section):
         run: see `model`.
         evaluation: see `model`.
         stages: of the training, as in a config of `recipes/train.py`.
+        set: single keys, made last, such as `{stages.1.method.feature_weight: 0}`.
     """
 
     like: str | None = None
@@ -63,6 +64,7 @@ class MethodRuns(Section):
     run: Tree | None = None
     evaluation: Tree | None = None
     stages: list[Tree] | None = None
+    set: Tree = {}
 
 
 class AxisValue(Section):
@@ -113,6 +115,7 @@ class GridConfig(Section):
         results: JSON file of the figures, written after each run; None: in `output`.
         page: Markdown file with the tables, written anew or between its marks; None: in `output`.
         plot: PNG file; None: in `output`.
+        plotted: methods in the plot; None: all.
         prepare: done once, in this order, before the runs.
         base: config of `recipes/train.py` that all runs share: a file, or its sections.
         methods: what is compared, by name.
@@ -132,6 +135,7 @@ class GridConfig(Section):
     results: str | None = None
     page: str | None = None
     plot: str | None = None
+    plotted: list[str] | None = None
     prepare: list[Step] = []
     base: Tree | str
     methods: Annotated[dict[str, MethodRuns], Field(min_length=1)]
@@ -158,6 +162,8 @@ class GridConfig(Section):
                 raise ValueError(f"{kind}: {', '.join(twice)} is there twice")
         if self.baseline is not None:
             self._known("baseline", self.baseline)
+        for name in self.plotted or ():
+            self._known("plotted", name)
         for name, method in self.methods.items():
             if method.like is not None:
                 self._known(f"methods.{name}.like", method.like)
