@@ -14,8 +14,9 @@ from pathlib import Path
 from xlcm.cli import recipe
 from xlcm.config import ConfigError, load
 from xlcm.evaluation.comparison import around_tables, save_comparison
-from xlcm.training.grid import LOG, alone_in, go_through, plan_runs, rows, take_stock
+from xlcm.training.grid import plan_runs, rows, take_stock
 from xlcm.training.grid_settings import GridConfig
+from xlcm.training.grid_work import LOG, alone_in, go_through
 from xlcm.training.prepare import prepare
 from xlcm.training.signals import stop_signals
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from xlcm.config import ConfigError
 from xlcm.evaluation.style import figure, look, only
 
@@ -195,7 +197,10 @@ class Comparison:
                         if (found := self.mean(method, label, key)) is not None
                     ]
                     if points:
-                        handles[method] = _line(axes, points, number, bands=numbers)
+                        aside = 0.08 * (number - (len(shown) - 1) / 2)
+                        handles[method] = _line(axes, points, number, None if numbers else aside)
+                if not numbers:
+                    axes.set_xlim(-0.6, len(self.labels) - 0.4)
             drawn.legend(
                 handles.values(), handles.keys(), loc="outside lower center", ncols=4,
                 title="band or bar: 95 % interval over seeds", title_fontsize=9,
@@ -203,20 +208,21 @@ class Comparison:
         return Path(path)
 
 
-def _line(axes: Any, points: Sequence[tuple[float, Estimate]], number: int, *, bands: bool) -> Any:
-    """Draw one method; with names on the axis the points lie beside one another."""
+def _line(
+    axes: Axes, points: Sequence[tuple[float, Estimate]], number: int, aside: float | None
+) -> Any:
+    """Draw one method: a line with a band, or points a little `aside` with bars."""
     colour, marker = look(number)
+    places = [place + (aside or 0.0) for place, _ in points]
     means = [found.mean for _, found in points]
     halves = [found.half if math.isfinite(found.half) else 0.0 for _, found in points]
-    if bands and len(points) > 1:
-        places = [place for place, _ in points]
-        low, high = zip(*((mean - half, mean + half) for mean, half in zip(means, halves)))
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
-        return axes.plot(places, means, color=colour, marker=marker, ms=5, lw=1.6)[0]
-    aside = 0.0 if bands else 0.07 * (number - 2)
-    places = [place + aside for place, _ in points]
-    return axes.errorbar(places, means, yerr=halves, color=colour, marker=marker, ms=5, lw=1.2,
-                         ls="", capsize=2)  # fmt: skip
+    if aside is not None or len(points) == 1:
+        return axes.errorbar(
+            places, means, yerr=halves, color=colour, marker=marker, ms=5, lw=1.2, ls="", capsize=2
+        )
+    low, high = zip(*((mean - half, mean + half) for mean, half in zip(means, halves)))
+    axes.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
+    return axes.plot(places, means, color=colour, marker=marker, ms=5, lw=1.6)[0]
 
 
 def _title(key: Key) -> str:
