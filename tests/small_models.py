@@ -5,6 +5,7 @@ Captions are numbers in words ("7 3 12"), so that no tokenizer has to be trained
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -47,6 +48,10 @@ class Numbers:
 class Exact(DualEncoder):
     """Vectors in float64, where the library's are float32: gradients compare to 1e-12."""
 
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.log_scale.exp()
+
     def map_visual(self, pooled: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(self.image_head(pooled), dim=-1)
 
@@ -59,17 +64,19 @@ def model(text: Any = None, *, seed: int = 0, **options: Any) -> DualEncoder:
     torch.manual_seed(seed)
     built = Exact(
         image=options.pop("image", None) or FeatureEncoder(width=FEATURES),
-        text=text or bag(),
+        text=text or bag(seed=seed),
         width=options.pop("width", 5),
         image_head=options.pop("image_head", LinearHead),
         text_head=options.pop("text_head", LinearHead),
         **options,
-    )
-    return built.double()
+    ).double()
+    built.log_scale.data.fill_(-math.log(built.temperature))  # it was rounded to float32
+    return built
 
 
-def bag(**options: Any) -> BagTextEncoder:
+def bag(*, seed: int = 0, **options: Any) -> BagTextEncoder:
     """Return a text tower with tokens that see their neighbours."""
+    torch.manual_seed(seed)
     chosen = {"width": 8, "context": "conv", "dropout": 0.0, "pooling": MeanPooling, **options}
     return BagTextEncoder(tokenizer=Numbers(), **chosen)
 

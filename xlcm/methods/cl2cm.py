@@ -244,7 +244,7 @@ class CL2CM(Method):
                 scale=self.sentence_scale,
             )
         if "word" in self.full:
-            terms["word"] = encoded["word"].float().mean()
+            terms["word"] = encoded["word"].mean()
         if "distillation" in self.full:
             relations = [self._relation(encoded, name) for name in self.relations]
             terms["distillation"] = sum(relations[1:], relations[0]) / len(relations)

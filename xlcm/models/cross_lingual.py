@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from xlcm.encoders.base import TextEncoder
 from xlcm.encoders.heads import HeadFactory
+from xlcm.losses.base import widen
 from xlcm.types import Encoded, TextBatch
 
 
@@ -54,7 +55,7 @@ class CrossLingualNetwork(nn.Module):
         if states is None:
             assert self.text is not None
             states = self.text(text)
-        sentences = F.normalize(self.head(states.pooled).float(), dim=-1)
+        sentences = F.normalize(widen(self.head(states.pooled)), dim=-1)
         if states.tokens is None:
             return Encoded(sentences)
         return Encoded(sentences, *self._words(text, states.tokens))
