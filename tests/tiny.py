@@ -50,12 +50,16 @@ class Crash(Exception):
 
 
 def write_data(folder: Path, train: int = 64, held_out: int = 16) -> Path:
-    """Write a manifest with a feature store, small pictures and a tokenizer."""
+    """Write two manifests with a feature store, small pictures and a tokenizer.
+
+    `tiny.jsonl` has human captions in English and German, `translated.jsonl` machine translations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     words: list[str] = []
     with (
         (folder / "tiny.jsonl").open("w") as manifest,
+        (folder / "translated.jsonl").open("w") as translated,
         FeatureWriter(folder / "store", kind="pooled", dim=FEATURES, dtype="float32") as store,
     ):
         for split, count in (("train", train), ("val", held_out), ("test", held_out)):
@@ -63,6 +67,7 @@ def write_data(folder: Path, train: int = 64, held_out: int = 16) -> Path:
                 item, digits, colour = _item(split, number, random)
                 words += [caption["text"] for caption in item["captions"]]
                 manifest.write(json.dumps(item) + "\n")
+                translated.write(json.dumps({**item, "captions": _translations(item)}) + "\n")
                 store.add(item["id"], torch.tensor(digits, dtype=torch.float32) / 4 - 1)
                 pixels = np.full((32, 32, 3), colour, dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / item["image"])
@@ -82,6 +87,37 @@ def _item(split: str, number: int, random: np.random.Generator) -> tuple[dict, l
     ]
     item = {"id": name, "split": split, "image": f"{name}.png", "captions": captions}
     return item, digits, [digit * 36 for digit in digits[:3]]
+
+
+def _translations(item: dict) -> list[dict]:
+    """Two English captions, each in two languages by a machine, and back again."""
+    said = item["captions"][0]["text"].split(" ")
+    captions = []
+    for number, words in enumerate((said, said[2:] or said)):
+        source = f"{item['id']}en{number}"
+        text = " ".join(words)
+        captions.append({"id": source, "lang": "en", "text": text, "origin": "human"})
+        for lang, article in (("de", "ein"), ("fr", "un")):
+            there, back = f"{source}2{lang}", f"{source}2{lang}2en"
+            text = " ".join([article, *reversed(words)])
+            machine = {"engine": "tiny"}
+            captions += [
+                {"id": there, "lang": lang, "text": text, "origin": "mt", "of": source, **machine},
+                {"id": back, "lang": "en", "text": " ".join(sorted(words)), "origin": "back",
+                 "of": there, **machine},
+            ]  # fmt: skip
+    return captions
+
+
+def translated(data: Path, **views: Any) -> dict[str, Any]:
+    """Return sections for `tree` with captions by machine translation; `views` beside `source`."""
+    source = {"langs": ["en"], "origin": ["human"]}
+    return {
+        "data": {
+            "train": {"path": str(data / "translated.jsonl")},
+            "views": {"source": source, **views},
+        }
+    }
 
 
 def tree(data: Path, output: Path, /, **sections: Any) -> dict[str, Any]:
