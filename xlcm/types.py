@@ -101,7 +101,8 @@ class TextBatch(_Movable):
         cut: how many captions were longer than the tower takes and lost their end.
         keys: `b` caption ids, where the captions come from a data set.
         present: `(b,)` bool, false on rows that have no such caption: what stands there is
-            filler that no loss may see. None: all have one.
+            filler that no loss may see. None: all have one, in every batch of the run, as
+            processes must agree on whether there is a mask.
     """
 
     ids: Tensor
