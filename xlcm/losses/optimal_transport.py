@@ -8,6 +8,7 @@ so `transport_distance(plan, cost)` has it without an unrolled loop in memory.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -157,11 +158,13 @@ def _within_floats(problems: _Problems, epsilon: float) -> bool:
     further apart in the maximum norm, so from 0 none goes further than twice as far as the nearest
     optimum is from 0; what the other side adds to it is at most R / 2, masses and a count.
     """
+    if len(problems.gain) == 0:
+        return True
     masses = problems.rows, problems.columns
     logarithms = sum(mass.log().nan_to_num_(neginf=0.0).abs().max() for mass in masses)
-    longest = max(problems.gain.shape[1:])
-    reached = 1.5 * problems.range / epsilon + 2 * logarithms + torch.tensor(longest).log()
-    return bool(reached < 0.9 * torch.tensor(torch.finfo(problems.gain.dtype).max).log())
+    count = math.log(max(problems.gain.shape[1:]))
+    reached = 1.5 * problems.range / epsilon + 2 * logarithms + count
+    return bool(reached < 0.9 * math.log(torch.finfo(problems.gain.dtype).max))
 
 
 def _fit_factors(kernel: Tensor, rows: Tensor, columns: Tensor, iterations: int) -> Tensor:
