@@ -219,6 +219,15 @@ def test_factors_stay_within_floats_wherever_they_are_used():
     assert 20 <= taken < 100
 
 
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_sums_that_differ_by_rounding_are_made_equal(solve):
+    cost, masks = costs(2, 3, 4), (torch.ones(2, 3).bool(), torch.ones(2, 4).bool())
+    rows, columns = (shares(mask, seed) for seed, mask in enumerate(masks))
+    wanted = solve(cost, row_mass=rows, column_mass=columns)
+    found = solve(cost, row_mass=rows, column_mass=columns * (1 + 5e-5))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("shift", [100.0, -3.0])
 @pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
 def test_a_constant_added_to_all_costs_changes_nothing(solve, shift):

@@ -254,6 +254,7 @@ def test_half_precision_is_widened_also_under_autocast(form):
         (lambda s, m, t, k: (s, m[:, :4], t, k), r"got \(4, 5, 6\) and \(4, 4\)"),
         (lambda s, m, t, k: (s, m.float(), t, k), "booleans, got .*float32"),
         (lambda s, m, t, k: (s * math.nan, m, t, k), "of problem 0 is nan at row 0"),
+        (lambda s, m, t, k: (s, m, t * math.nan, k), "of problem 0 is nan at .*column 0"),
     ],
 )
 @pytest.mark.parametrize("marginals", ["uniform", "norm"])
