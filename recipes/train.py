@@ -4,22 +4,37 @@ accelerate launch recipes/train.py configs/quickstart.yaml run.output=runs/mine 
 
 The folder run.output holds everything afterwards: config.yaml, metrics.jsonl, checkpoints/,
 model/ (open it with `DualEncoder.from_pretrained`), report.json, report.md and plots/. The same
-command continues an interrupted run. `--print-config` shows all that a run would use.
+command continues an interrupted run. `--print-config` shows all that a run would use. A config
+with `stages` is gone through stage by stage, all but the last in run.output/stages/.
 """
 
 import sys
 from functools import partial
 
+from accelerate import PartialState
+
 from xlcm.cli import recipe
-from xlcm.config import load
 from xlcm.training.loop import announce, fit
 from xlcm.training.settings import TrainConfig
 from xlcm.training.setup import build_loader, build_method, finish, open_data, start, validate
+from xlcm.training.stages import is_done, mark_done, read_stages
 
 
 def main(path: str, *overrides: str) -> int:
     """Run one config; return the exit code."""
-    config = load(TrainConfig, path, overrides)
+    *earlier, last = read_stages(path, overrides)
+    for stage in earlier:
+        if is_done(stage):
+            PartialState().print(f"{stage.run.name} is done: {stage.run.output}")
+            continue
+        code = train(stage, last=False)
+        if code != 0:
+            return code
+    return train(last)
+
+
+def train(config: TrainConfig, *, last: bool = True) -> int:
+    """Do one run, of a stage or the only one; return the exit code."""
     accelerator = start(config)
     data = open_data(accelerator, config)
     method = build_method(accelerator, config, data.rows)
@@ -42,9 +57,12 @@ def main(path: str, *overrides: str) -> int:
     if result is not None:
         accelerator.print(result.report)
     accelerator.print(f"everything is in {config.run.output}")
-    accelerator.end_training()
+    if last:
+        accelerator.end_training()
+    else:
+        mark_done(accelerator, config)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(recipe(main, "xlcm.training.settings:TrainConfig", __doc__))
+    sys.exit(recipe(main, "xlcm.training.stages:shown", __doc__))

@@ -275,7 +275,7 @@ def test_a_schema_is_valid_by_its_dialect(schemas, recipe):
     for node in nodes(schema):
         assert set(node) <= KEYWORDS, set(node) - KEYWORDS
         assert node.get("$ref", "#/$defs/").removeprefix("#/$defs/") in {"", *schema["$defs"]}
-        assert set(node.get("required", ())) <= set(node.get("properties", {"extends": 0}))
+        assert set(node.get("required", ())) <= set(node.get("properties", {"extends": 0, "stages": 0}))
         assert isinstance(node.get("anyOf", [1]), list)
         assert node.get("anyOf") != []
     try:

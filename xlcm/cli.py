@@ -49,7 +49,8 @@ def recipe(run: Callable[..., int], schema: str, documentation: str | None) -> i
 
     Args:
         run: takes the path and the overrides, returns the exit code.
-        schema: `module:Class` of the config, for `--print-config`.
+        schema: for `--print-config`, `module:Class` of the config, or `module:function` that
+            takes path and overrides and returns the text.
         documentation: what `--help` prints.
 
     Returns:
@@ -65,7 +66,11 @@ def recipe(run: Callable[..., int], schema: str, documentation: str | None) -> i
 
             module, _, name = schema.partition(":")
             known = getattr(importlib.import_module(module), name)
-            print(dump(load(known, arguments[0], arguments[1:])), end="")
+            of_class = isinstance(known, type)
+            path, overrides = arguments[0], arguments[1:]
+            print(
+                dump(load(known, path, overrides)) if of_class else known(path, overrides), end=""
+            )
             return 0
         return run(*arguments)
     except KeyboardInterrupt:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xlcm.encoders.text_spec import innermost
 from xlcm.registry import image_encoders
+
+if TYPE_CHECKING:
+    from xlcm.encoders.base import ImageEncoder
 
 DIRECTIONS = {
     "text_to_image": "text → image",
@@ -119,7 +122,8 @@ def _cell(value: Any) -> str:
 
 
 def _use(title: str, config: Mapping[str, Any]) -> str:
-    reads_features = image_encoders.get(config["model"]["image"]["name"]).reads_features
+    encoder: type[ImageEncoder] = image_encoders.get(config["model"]["image"]["name"])
+    reads_features = encoder.reads_features
     encode = (
         "images = model.encode_features(features)  # of the encoder named under Training data"
         if reads_features

@@ -26,8 +26,11 @@ SECTIONS = {
     "train": "xlcm.training.settings:TrainConfig",
     "encode": "xlcm.data.encode_settings:EncodeConfig",
     "evaluate": "xlcm.evaluation.settings:EvaluateConfig",
+    "benchmark": "xlcm.training.grid_settings:GridConfig",
 }
 """Recipe -> `module:Class` of its config."""
+STAGES = {"train": "xlcm.training.stages:Stage"}
+"""Recipe whose config may hold `stages` -> `module:Class` of one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,22 +59,30 @@ def run(args: argparse.Namespace) -> int:
 def export(recipe: str) -> dict[str, Any]:
     """Return the JSON schema (2020-12) of a recipe's config.
 
-    A file that `extends` another may leave out whatever that one gives, so for such files nothing
-    is required; types, ranges and unknown keys are checked all the same.
+    A file that `extends` another may leave out whatever that one gives, and one with `stages`
+    whatever all of them give, so for such files nothing is required; types, ranges and unknown
+    keys are checked all the same.
 
     Args:
         recipe: a key of `SECTIONS`.
     """
-    module, _, name = SECTIONS[recipe].partition(":")
-    section: type[BaseModel] = getattr(importlib.import_module(module), name)
+    section = _model(SECTIONS[recipe])
     definitions: dict[str, Any] = {}
     whole = _Export(definitions, extending=False).section(section)
-    extending = _Export(definitions, extending=True).section(section)
+    partly = _Export(definitions, extending=True)
+    extending = partly.section(section)
+    partial = ["extends"]
+    if recipe in STAGES:
+        partial.append("stages")
+        stages = partly.list_of(_model(STAGES[recipe]))
+        for reference in (whole, extending):
+            key = reference["$ref"].removeprefix("#/$defs/")
+            definitions[key]["properties"]["stages"] = stages
     return {
         "$schema": DIALECT,
         "title": f"config of recipes/{recipe}.py",
         "type": "object",
-        "if": {"required": ["extends"]},
+        "if": {"anyOf": [{"required": [key]} for key in partial]},
         "then": extending,
         "else": whole,
         "$defs": definitions,
@@ -93,6 +104,17 @@ class _Export:
             "description": "YAML file, or files, that this one is laid over; from its folder.",
         }
         return reference
+
+    def list_of(self, stage: type[BaseModel]) -> dict[str, Any]:
+        """Return a list of stages, each of which needs a name and may leave out all else."""
+        reference = self._define(stage.__name__, stage.model_json_schema())
+        self.definitions[self._key(stage.__name__)]["required"] = ["name"]
+        return {
+            "type": "array",
+            "items": reference,
+            "minItems": 1,
+            "description": "Runs one after the other, each laid over the rest of the file.",
+        }
 
     def _key(self, name: str) -> str:
         return ("extending." if self.extending else "") + re.sub(r"[^\w.]", "_", name)
@@ -181,6 +203,12 @@ def argument_docs(documentation: str) -> dict[str, str]:
             elif current:
                 found[current].append(line.strip())
     return {name: " ".join(words).strip() for name, words in found.items()}
+
+
+def _model(name: str) -> type[BaseModel]:
+    module, _, found = name.partition(":")
+    model: type[BaseModel] = getattr(importlib.import_module(module), found)
+    return model
 
 
 def _registries() -> dict[str, Registry]:

@@ -1,4 +1,4 @@
-"""Whether a run that goes on still has the data that it began with."""
+"""Whether a run that goes on still has the data, and the teachers, that it began with."""
 
 from __future__ import annotations
 
@@ -38,6 +38,33 @@ def fingerprint(rows: Rows, val: Dataset | None) -> dict[str, Any]:
     return found
 
 
+def models_named(spec: Any, key: str = "method") -> dict[str, Any]:
+    """Return a digest of the weights in each folder that a spec names, by words for a message.
+
+    A method's teachers are not in its checkpoints; a run that went on with others would be half
+    of each.
+
+    Args:
+        spec: of the method, resolved.
+        key: where it stands in the config.
+    """
+    if isinstance(spec, dict | list):
+        pairs = spec.items() if isinstance(spec, dict) else enumerate(spec)
+        return {
+            words: digest
+            for name, inner in pairs
+            for words, digest in models_named(inner, f"{key}.{name}").items()
+        }
+    file = Path(spec, "model.safetensors") if isinstance(spec, str) and spec else None
+    if file is None or not file.is_file():
+        return {}
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return {f"weights of the model in {key}": digest.hexdigest()}
+
+
 def _content(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     while isinstance(dataset, Subset):
@@ -65,7 +92,7 @@ def same_data(output: Path, now: dict[str, Any], *, write: bool) -> None:
         write: this process is the one that writes.
 
     Raises:
-        ConfigError: naming what has changed, if the run has checkpoints of other data.
+        ConfigError: naming what has changed, if the run has checkpoints of other data or teachers.
     """
     file = output / FILE
     going, _ = checkpoint.newest_good(output / "checkpoints")
@@ -86,7 +113,7 @@ def same_data(output: Path, now: dict[str, Any], *, write: bool) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"the data have changed since the run in {output} began ({'; '.join(changed)}), and "
-            "the result would be that of neither: give another run.output, or go back to the old "
-            "data to continue it"
+            f"the data, or a model that the method uses, have changed since the run in {output} "
+            f"began ({'; '.join(changed)}), and the result would be that of neither: give another "
+            "run.output, or go back to the old data and models to continue it"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from xlcm.data.batching import Batching, RowStream
 from xlcm.data.collate import Collator, TrainLoader
 from xlcm.data.dataset import Dataset
 from xlcm.data.rows import Rows, open_splits, survey, training_texts
+from xlcm.encoders.base import ImageEncoder
 from xlcm.encoders.tokenizer import prepare_tokenizer
 from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate, queries
 from xlcm.evaluation.plots import save_plots
@@ -27,7 +29,7 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.registry import image_encoders, methods, models
 from xlcm.training import checkpoint
-from xlcm.training.fingerprint import fingerprint, same_data
+from xlcm.training.fingerprint import fingerprint, models_named, same_data
 from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
 
 MAY_CHANGE = {
@@ -73,7 +75,7 @@ def start(config: TrainConfig) -> Accelerator:
                 "run.output, or run.resume=auto to continue it"
             )
         if kept.is_file():
-            _same_run(yaml.safe_load(kept.read_text(encoding="utf-8")), config, output)
+            same_run(config, output)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
@@ -92,12 +94,25 @@ def _bf16_on_cpu() -> bool:
     return any(ask() for ask in asked if ask is not None)
 
 
-def _same_run(old: dict[str, Any], config: TrainConfig, output: Path) -> None:
+def same_run(
+    config: TrainConfig, output: Path, may_change: Mapping[str, set[str]] = MAY_CHANGE
+) -> None:
+    """Compare with the config that a folder's run began with.
+
+    Args:
+        config: of now.
+        output: the folder, with its `config.yaml`.
+        may_change: section -> keys that may differ.
+
+    Raises:
+        ConfigError: naming the keys that differ and must not.
+    """
+    old = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
     before, now = _flat(old), _flat(config.model_dump(mode="json"))
     changed = []
     for key in sorted({*before, *now}):
         section, _, rest = key.partition(".")
-        free = section == "evaluation" or rest.split(".")[0] in MAY_CHANGE.get(section, ())
+        free = section == "evaluation" or rest.split(".")[0] in may_change.get(section, ())
         if not free and before.get(key) != now.get(key):
             changed.append(f"{key}: {before.get(key)!r} -> {now.get(key)!r}")
     if changed:
@@ -135,16 +150,17 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
 
     Raises:
         DataError: naming file and line; if a split has no captions that `evaluation` asks with.
-        ConfigError: if the run goes on and its data are no longer those that it began with.
+        ConfigError: if the run goes on, and its data or its teachers are no longer those that it
+            began with.
     """
     data = config.data
     specs = {name: getattr(data, name) for name in ("train", "val", "test")}
     specs = {name: spec for name, spec in specs.items() if spec is not None}
-    reads_features = image_encoders.get(config.model["image"]["name"]).reads_features
+    encoder: type[ImageEncoder] = image_encoders.get(config.model["image"]["name"])
     with accelerator.main_process_first():  # the others read what the first one remembered
         opened, skipped = open_splits(
             list(specs.values()),
-            visual="features" if reads_features else "image",
+            visual="features" if encoder.reads_features else "image",
             on_error=data.on_error,
             max_skipped=data.max_skipped,
             workers=max(data.workers, 1),
@@ -170,7 +186,8 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
         if name in splits:  # now, rather than when the model is trained
             queries(splits[name], config.evaluation)
     val = splits.get("val")
-    same_data(output, fingerprint(rows, val), write=accelerator.is_main_process)
+    known = {**fingerprint(rows, val), **models_named(config.method)}
+    same_data(output, known, write=accelerator.is_main_process)
     return Data(rows, val, splits.get("test"))
 
 
