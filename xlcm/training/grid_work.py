@@ -36,11 +36,7 @@ LOG = "log.txt"
 
 
 def go_through(
-    config: GridConfig,
-    runs: Sequence[Run],
-    *,
-    asked_to_stop: Callable[[], bool],
-    say: Callable[[str], None] = partial(print, flush=True),
+    config: GridConfig, runs: Sequence[Run], *, asked_to_stop: Callable[[], bool]
 ) -> list[Outcome]:
     """Do what is not done, write the figures after each run, tell how far it is.
 
@@ -48,14 +44,15 @@ def go_through(
         Runs that failed or were interrupted.
     """
     todo = {run.name: run for run in runs if not run.results}
-    say(f"{len(runs)} runs, {len(runs) - len(todo)} of them done before; {config.jobs} at a time")
+    before = len(runs) - len(todo)
+    print(f"{len(runs)} runs, {before} of them done before; {config.jobs} at a time", flush=True)
     tasks = {
         run.name: {"tree": run.tree, "folder": str(run.folder), "plan": run.plan,
                    "tests": run.tests, "keep": config.keep}
         for run in todo.values()
     }  # fmt: skip
     bad: list[Outcome] = []
-    if len(todo) < len(runs):
+    if before:
         write_rows(rows(config, runs), str(config.results))
     for outcome in run_all(do, tasks, jobs=config.jobs, asked_to_stop=asked_to_stop):
         run = todo.pop(outcome.name)
@@ -70,8 +67,11 @@ def go_through(
                 for row in run.results
             )
         left = clock(left_s(runs, list(todo.values()), config.jobs))
-        share = f"{len(runs) - len(todo)}/{len(runs)}"
-        say(f"{share}  {run.name}: {told}  in {clock(outcome.seconds)}  left {left}")
+        print(
+            f"{len(runs) - len(todo)}/{len(runs)}  {run.name}: {told}  "
+            f"in {clock(outcome.seconds)}  left {left}",
+            flush=True,
+        )
     return bad
 
 
