@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,13 @@ class Collator:
         augment: random changes before the transform.
         seed: with it, the epoch and the row, every draw is fixed.
         slot_view: the view whose captions the rows' slots number; None: captions are drawn.
-        only: the views that are tokenised; None: all.
+        only: the views that are tokenised, as a config names them; None: all.
+        extra: captions of a view once more, for another tokenizer (a teacher's): name in
+            `Batch.text` -> (view, tokenizer). A view of every language gives `<name>.<language>`.
+
+    Raises:
+        ConfigError: for a view that there is not.
+        ValueError: if one name of `Batch.text` stands for two.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Collator:
         seed: int = 0,
         slot_view: str | None = None,
         only: Sequence[str] | None = None,
+        extra: Mapping[str, tuple[str, Tokenise]] | None = None,
     ) -> None:
         self.dataset = dataset
         self.views = views
@@ -56,7 +64,19 @@ class Collator:
         self.augment = augment if augment is not None and augment.active else None
         self.seed = seed
         self.slot_view = slot_view
-        self.only = tuple(views.views if only is None else only)
+        asked = [single for name in only or () for single in views.names(name)]
+        self.only = tuple(views.views if only is None else asked)
+        # name in the batch -> the view that is drawn, and what reads it
+        self.texts = {name: (name, tokenizer) for name in self.only}
+        for name, (view, reader) in (extra or {}).items():
+            for single in views.names(view):
+                made = name + single.removeprefix(view)
+                if made in self.texts:
+                    raise ValueError(
+                        f"{made!r} is the name of a view and of captions for another tokenizer; "
+                        "rename the view in data.views"
+                    )
+                self.texts[made] = (single, reader)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Return the batch of these rows.
@@ -65,22 +85,32 @@ class Collator:
             DataError: naming file and line of the row that can't be had.
         """
         drawn, names, visuals = [], [], []
+        fixed = self.augment is None or self.transform is None
         for row in rows:
             random = np.random.default_rng([self.seed, row.epoch, row.item, row.slot])
             item = self.dataset[row.item]
             names.append(item.id)
             drawn.append(self._captions(item, row, random))
-            visuals.append(self._visual(row.item, random))
-        visual = stack_visuals(visuals) if self.transform is None else Visual(torch.stack(visuals))
+            visual, same = self._visual(row.item, random)
+            visuals.append(visual)
+            fixed = fixed and same
+        stacked = stack_visuals(visuals) if self.transform is None else Visual(torch.stack(visuals))
         return Batch(
             ids=torch.tensor([row.item for row in rows], dtype=torch.int64),
-            visual=visual,
-            text={
-                name: self.tokenizer([c[name].text for c in drawn], [c[name].lang for c in drawn])
-                for name in self.only
-            },
+            visual=stacked,
+            text={name: self._tokens(drawn, *how) for name, how in self.texts.items()},
             names=tuple(names),
+            fixed=fixed,
         )
+
+    def _tokens(self, drawn: list[dict[str, Caption]], view: str, tokenise: Tokenise) -> TextBatch:
+        absent = Caption("", self.views.views[view].langs[0], "")
+        captions = [row.get(view, absent) for row in drawn]
+        text = tokenise([c.text for c in captions], [c.lang for c in captions])
+        present = None
+        if view in self.views.optional:  # also where none is absent, for processes must agree
+            present = torch.tensor([view in row for row in drawn], dtype=torch.bool)
+        return replace(text, keys=tuple(c.id for c in captions), present=present)
 
     def _captions(self, item: Item, row: Row, random: np.random.Generator) -> dict[str, Caption]:
         if self.slot_view is None:
@@ -88,13 +118,15 @@ class Collator:
         fixed = self.views.candidates(item)[self.slot_view][row.slot].id
         return self.views.draw(item, random, fixed)
 
-    def _visual(self, index: int, random: np.random.Generator) -> Tensor:
+    def _visual(self, index: int, random: np.random.Generator) -> tuple[Tensor, bool]:
+        """Return pixels or features, and whether the data leave nothing to draw."""
         if self.transform is None:
-            return pick_view(self.dataset.load_features(index), random)
+            features = self.dataset.load_features(index)
+            return pick_view(features, random), isinstance(features, Tensor)
         image = self.dataset.load_image(index)
         if self.augment is not None:
             image = self.augment(image, random)
-        return self.transform(image)
+        return self.transform(image), True
 
 
 def pick_view(features: Tensor | Sequence[Tensor], random: np.random.Generator) -> Tensor:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from xlcm.config import build
+from xlcm.config import ConfigError, build
 from xlcm.data.bad_rows import find_bad_rows, find_overlap
 from xlcm.data.dataset import Dataset, ManifestDataset
 from xlcm.data.faults import Fault
 from xlcm.data.manifest import DataError
 from xlcm.data.subset import Subset
-from xlcm.data.views import View, Views, lacks
+from xlcm.data.views import View, Views
 from xlcm.registry import datasets
 from xlcm.types import Caption
 
@@ -124,7 +124,8 @@ class Rows:
         dataset: without items that lack a view, if those are to be dropped.
         views: knows how common each language is.
         slots: `(items,)` rows of each item in an epoch.
-        lengths: `(items,)` mean characters of its captions of the first view; None if not asked.
+        lengths: `(items,)` mean characters of its captions of the first view that all items have,
+            or of all captions where there is no such view; None if not asked.
         dropped: ids of items without a caption for some view.
         slot_view: the view that slots count; None: one row an item.
         langs_seen: languages that captions of some view were found in, in the order of the config.
@@ -160,25 +161,32 @@ def survey(
     Raises:
         DataError: naming view, item and the way out; if nothing is left; or if a language of a
             view has no caption.
+        ConfigError: for rows over captions of a view that items may lack.
     """
     draw = Views(views)
-    first = next(iter(draw.views))
+    if draw.first is None and rows == "caption":
+        raise ConfigError(
+            "data.rows=caption goes over the captions of a view that every item has, but "
+            f"{', '.join(views)} may be lacking (optional): add a view, or set data.rows=item"
+        )
+    first = draw.first or next(iter(draw.views))
     alike = getattr(dataset, "uniform", False) and not lengths
     counts: dict[str, Counter[str]] = {name: Counter() for name in draw.views}
     slots, sizes, kept, dropped = [], [], [], []
     for index in range(1 if alike else len(dataset)):
         item = dataset[index]
         fitting = draw.candidates(item)
-        missing = [name for name, captions in fitting.items() if not captions]
+        missing = draw.lacking(fitting)
         if missing:
             spoilt = isinstance(dataset, Subset) and dataset.lost_captions(index)
             if incomplete == "error" and not spoilt:
-                raise DataError(lacks(item, missing[0], draw.views[missing[0]]))
+                raise DataError(draw.lacks(item, missing[0]))
             dropped.append(item.id)
             continue
         kept.append(index)
         slots.append(len(fitting[first]) if rows == "caption" else 1)
-        sizes.append(float(np.mean([len(c.text) for c in fitting[first]])))
+        measured = fitting[first] or [c for captions in fitting.values() for c in captions]
+        sizes.append(float(np.mean([len(c.text) for c in measured])))
         for name, captions in fitting.items():
             counts[name].update(caption.lang for caption in captions)
     if not kept:
@@ -188,7 +196,7 @@ def survey(
         )
     silent = [(n, lang) for n, v in draw.views.items() for lang in v.langs if not counts[n][lang]]
     if silent:
-        raise DataError(_silent(dataset, draw.views, silent))
+        raise DataError(_silent(dataset, draw, silent))
     if alike:
         slots = slots * len(dataset)
     return Rows(
@@ -202,21 +210,20 @@ def survey(
     )
 
 
-def _silent(dataset: Dataset, views: Mapping[str, View], silent: list[tuple[str, str]]) -> str:
+def _silent(dataset: Dataset, views: Views, silent: list[tuple[str, str]]) -> str:
     """Return the sentence for languages of a view that no caption is in."""
     found = Counter(
         (c.lang, c.origin) for index in range(len(dataset)) for c in dataset[index].captions
     )
     listed = ", ".join(f"{n:,} x {lang} {origin}" for (lang, origin), n in sorted(found.items()))
     name, lang = silent[0]
-    view = views[name]
-    origin = f" of origin {' or '.join(view.origin)}" if view.origin else ""
-    made = f" made from the `{view.of}` caption" if view.of else ""
-    more = "".join(f", data.views.{other}.langs: {one!r}" for other, one in silent[1:])
+    more = "".join(
+        f", data.views.{views.written(other)}.langs: {one!r}" for other, one in silent[1:]
+    )
     return (
-        f"{dataset.name}, split {dataset.split!r}: data.views.{name}.langs: no caption in "
-        f"{lang!r}{origin}{made}{more}; the split has {listed}. Take the language out of the view, "
-        "or bring captions in it"
+        f"{dataset.name}, split {dataset.split!r}: data.views.{views.written(name)}.langs: no "
+        f"caption in {lang!r}{views.wanted(name)}{more}; the split has {listed}. Take the language "
+        "out of the view, or bring captions in it (`xlcm translate`)"
     )
 
 
