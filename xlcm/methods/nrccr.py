@@ -54,6 +54,9 @@ class NRCCR(Method):
         feature_weight: of `feature`.
         cycle_weight: of `cycle`.
         adversarial_weight: of `adversarial`.
+        teacher_weight: of `image_teacher`, which trains the teacher itself. Ours: as published,
+            nothing but a vanishing feature term does, and the teacher lives on what pretraining
+            has put into the tower. A tower that is trained from scratch needs it.
         temperature: of the two similarity distributions.
         similarity_detach_image: whether the images' vectors are constants in the teacher's
             distribution. The released code lets gradient through; the teacher's text gets none.
@@ -88,6 +91,7 @@ class NRCCR(Method):
         feature_weight: Weight = 0.1,
         cycle_weight: Weight = 0.5,
         adversarial_weight: Weight = 0.001,
+        teacher_weight: Weight = 0.0,
         temperature: Annotated[float, Field(gt=0)] = 0.07,
         similarity_detach_image: bool = False,
         feature_beta: Annotated[float, Field(gt=0)] = 4.0,
@@ -112,11 +116,12 @@ class NRCCR(Method):
             "feature": feature_weight,
             "cycle": cycle_weight,
             "adversarial": adversarial_weight,
+            "image_teacher": teacher_weight,
         }
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not self.weights:
             raise ValueError("nrccr: all weights are 0")
-        self.has_teacher = similarity_weight > 0 or feature_weight > 0
+        self.has_teacher = bool({"similarity", "feature", "image_teacher"} & set(self.weights))
         needed = {row for term in self.weights for row in ROWS[term]}
         self.has_image = "image" in needed
         self.views = tuple(view for view in type(self).views if view in needed)
@@ -227,6 +232,7 @@ class NRCCR(Method):
 PAIRS = {
     "image_source": ("image", "source"),
     "image_target": ("image", "target"),
+    "image_teacher": ("image", "teacher"),
     "cycle": ("back", "source"),
 }
 """Terms of the pair loss: what stands in the images' place, and the captions."""
@@ -234,6 +240,7 @@ PAIRS = {
 ROWS = {
     "image_source": ("image", "source"),
     "image_target": ("image", "target"),
+    "image_teacher": ("image", "source", "target"),
     "similarity": ("image", "source", "target"),
     "feature": ("source", "target"),
     "cycle": ("source", "back"),
