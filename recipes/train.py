@@ -8,10 +8,9 @@ command continues an interrupted run. `--print-config` shows all that a run woul
 with `stages` is gone through stage by stage, all but the last in run.output/stages/.
 """
 
+import os
 import sys
 from functools import partial
-
-from accelerate import PartialState
 
 from xlcm.cli import recipe
 from xlcm.training.loop import announce, fit
@@ -25,7 +24,8 @@ def main(path: str, *overrides: str) -> int:
     *earlier, last = read_stages(path, overrides)
     for stage in earlier:
         if is_done(stage):
-            PartialState().print(f"{stage.run.name} is done: {stage.run.output}")
+            if os.environ.get("RANK", "0") == "0":  # accelerate is not asked before it is set up
+                print(f"{stage.run.name} is done: {stage.run.output}")
             continue
         code = train(stage, last=False)
         if code != 0:

@@ -9,7 +9,9 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
+from xlcm.config import ConfigError
 from xlcm.training import checkpoint
 
 
@@ -123,6 +125,29 @@ def test_another_model_is_refused_with_the_way_out(saved, tmp_path):
     optimizer = torch.optim.AdamW(other.parameters())
     with pytest.raises(ValueError, match=r"(?s)step-00000001 does not fit this model.*run.output"):
         checkpoint.load(tmp_path / "step-00000001", other, optimizer)
+
+
+def renamed(path, old, new):
+    """Give a parameter of a checkpoint another name; None: leave it out."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensor = tensors.pop(old)
+    save_file({**tensors, **({new: tensor} if new else {})}, file)
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [(None, r"it lacks WEIGHT\."), ("more", r"it lacks WEIGHT; it has beyond it more\.")],
+)
+def test_a_parameter_that_is_missing_or_too_many_is_named(saved, tmp_path, new, said):
+    saved(1)
+    path = tmp_path / "step-00000001"
+    weight = next(iter(saved.model.state_dict()))
+    before = saved.model.state_dict()[weight].clone()
+    renamed(path, weight, new)
+    with pytest.raises(ConfigError, match="does not fit.*" + said.replace("WEIGHT", weight)):
+        checkpoint.load(path, saved.model, saved.optimizer)
+    assert torch.equal(saved.model.state_dict()[weight], before)
 
 
 # -- a disk that fails ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,13 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.training import checkpoint
 from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
+from xlcm.training.progress import Progress, judge, out_of_patience, score
 from xlcm.training.settings import OptimConfig, RunConfig
 from xlcm.training.sharded import is_sharded, scalars_to_vectors, value_of, whole_retriever
 from xlcm.training.signals import stop_signals
 from xlcm.training.tracking import Journal
 
 Evaluate = Callable[[Any], RetrievalReport]
-
-
-@dataclass
-class Progress:
-    """What a checkpoint knows beside weights and moments."""
-
-    step: int = 0
-    best_step: int = 0
-    best_score: float = -math.inf
-    since_best: int = 0
-    drops: int = 0
-    nonfinite: int = 0
-    nonfinite_in_row: int = 0
-    data: dict[str, int] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
 
 
 @dataclass
@@ -125,11 +111,12 @@ def fit(
     method.train()
 
     with stop_signals() as asked_to_stop:
-        while progress.step < steps and not _out_of_patience(progress, run):
+        while progress.step < steps and not out_of_patience(progress, run):
             begin, waited = time.monotonic(), 0.0
-            factor = lr_factor(progress.step, steps, optim, progress.drops)
+            epoch = progress.step * run.accumulate / loader.batches_per_epoch
+            plain.begin(epoch)
+            factor = lr_factor(progress.step, steps, optim, progress.drops, math.floor(epoch))
             set_lr(optimizer, optim.lr * factor)
-            plain.begin(progress.step * run.accumulate / loader.batches_per_epoch)
             _seed(run.seed, progress.step, accelerator.process_index)
             buffers = [buffer.detach().clone() for buffer in plain.buffers()]
 
@@ -200,13 +187,13 @@ def fit(
                 share_buffers(plain)
                 report = evaluate(whole_retriever(method, plain, shadow))
                 method.train()
-                _judge(report, progress, optim)
-                stop_early = _out_of_patience(progress, run)
+                judge(report, progress, optim, run)
+                stop_early = out_of_patience(progress, run)
                 if progress.best_step == step:
                     state_dict = whole_retriever(method, plain, shadow).state_dict()
                     if accelerator.is_main_process:
                         checkpoint.write_best(state_dict, folder, step)
-                _log_report(journal, report, progress, time.monotonic() - at)
+                _log_report(journal, report, progress, run, time.monotonic() - at)
                 journal.pause()
 
             # -- save --------------------------------------------------------------------------
@@ -263,30 +250,19 @@ def _refuse_unused(method: nn.Module) -> None:
         )
 
 
-def _judge(report: RetrievalReport, progress: Progress, optim: OptimConfig) -> None:
-    """Note whether this is the best yet, and for a plateau how often it was not."""
-    if report.sum_r_mean > progress.best_score:
-        progress.best_score, progress.best_step = report.sum_r_mean, progress.step
-        progress.since_best = 0
-    else:
-        progress.since_best += 1
-        if optim.schedule == "plateau" and progress.since_best % optim.plateau_patience == 0:
-            progress.drops += 1
-
-
-def _out_of_patience(progress: Progress, run: RunConfig) -> bool:
-    return bool(run.patience) and progress.since_best >= run.patience
-
-
 def _log_report(
-    journal: Journal, report: RetrievalReport, progress: Progress, seconds: float
+    journal: Journal,
+    report: RetrievalReport,
+    progress: Progress,
+    run: RunConfig,
+    seconds: float,
 ) -> None:
     langs = {lang: round(value, 3) for lang, value in report.sum_r.items()}
     direction = report.directions[0]
     first = {lang: round(report.result(lang, direction).r1, 3) for lang in langs}
     journal.write(
         {"step": progress.step, "kind": "eval", "sum_r": langs, "r1": first,
-         "sum_r_mean": round(report.sum_r_mean, 3)}
+         "sum_r_mean": round(report.sum_r_mean, 3), "score": round(score(report, run), 3)}
     )  # fmt: skip
     shown = "  ".join(f"{lang} {value:.1f}" for lang, value in langs.items())
     mark = "  (best so far)" if progress.best_step == progress.step else ""

@@ -111,7 +111,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def lr_factor(step: int, steps: int, config: OptimConfig, drops: int = 0) -> float:
+def lr_factor(step: int, steps: int, config: OptimConfig, drops: int = 0, epochs: int = 0) -> float:
     """Return the factor on `lr` at a step, from 0 on.
 
     Args:
@@ -119,7 +119,12 @@ def lr_factor(step: int, steps: int, config: OptimConfig, drops: int = 0) -> flo
         steps: of the whole run.
         config: warm-up and schedule.
         drops: how often a plateau was met.
+        epochs: whole passes over the rows that are done.
     """
+    return config.epoch_decay**epochs * _scheduled(step, steps, config, drops)
+
+
+def _scheduled(step: int, steps: int, config: OptimConfig, drops: int) -> float:
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)

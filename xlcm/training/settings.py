@@ -81,6 +81,10 @@ class OptimConfig(Section):
         min_lr: lowest factor on `lr` at the end of `cosine` and `linear`.
         plateau_patience: for `plateau`: evaluations without a better score before the rate falls.
         plateau_factor: by which it falls.
+        plateau_from: what the patience counts from. `best`: evaluations since the best score.
+            `drop`: evaluations since the rate last fell, or since the start; it falls at one
+            without a better score, and a better score between does not begin the count anew.
+        epoch_decay: the rate times this after each epoch, on top of the schedule; 1: constant.
         clip_norm: largest norm of the whole gradient; None: no clipping.
     """
 
@@ -95,6 +99,8 @@ class OptimConfig(Section):
     min_lr: Share = 0.0
     plateau_patience: Positive = 2
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    plateau_from: Literal["best", "drop"] = "best"
+    epoch_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
 
 
@@ -116,6 +122,8 @@ class RunConfig(Section):
         save_every: steps between checkpoints; 0: with every validation.
         keep_checkpoints: how many of the newest stay.
         patience: validations without a better score before training stops; 0: never.
+        select: the score of a validation that picks the best weights: `sum_r` of both directions,
+            or the recalls of `text_to_visual` alone, averaged over languages.
         resume: `auto` continues from the newest good checkpoint in the folder, if any; `never`
             refuses a folder that has one.
         max_nonfinite: steps in a row with a non-finite loss or gradient that are skipped
@@ -136,6 +144,7 @@ class RunConfig(Section):
     save_every: Count = 0
     keep_checkpoints: Positive = 2
     patience: Count = 0
+    select: Literal["sum_r", "text_to_visual"] = "sum_r"
     resume: Literal["auto", "never"] = "auto"
     max_nonfinite: Positive = 10
     trackers: list[Literal["tensorboard", "wandb"]] = []
