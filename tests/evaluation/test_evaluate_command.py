@@ -216,10 +216,16 @@ def test_features_that_are_missing_are_told_with_the_way_to_make_them(models, ma
     assert "--features" in said
 
 
-def test_a_model_of_features_refuses_scenes(models, capsys):
-    assert "reads features of width 8, scenes, split 'test' has pictures only" in refused(
-        capsys, models["features"], "scenes"
-    )
+def test_a_model_of_features_wants_those_of_scenes(models, tmp_path, capsys):
+    said = refused(capsys, models["features"], "scenes")
+    assert "reads features of width 8, and none were given for scenes, split 'test'" in said
+    drawn = {"drawings": {"scenes": {"seed": 0, "image_size": 64}}}
+    with FeatureWriter(tmp_path / "store", kind="pooled", dim=8, encoder=drawn) as writer:
+        for index in range(24):
+            writer.add(f"scenes-test-{index:06d}", torch.randn(8))
+    asked = ["evaluate", models["features"], *SCENES[:-2], "evaluation.bootstrap=0"]
+    assert cli.main([*asked, "--features", str(tmp_path / "store")]) == 0
+    assert "text → image" in capsys.readouterr().out
 
 
 def test_features_of_another_width_are_told_with_their_encoder(models, manifest, tmp_path, capsys):
@@ -244,7 +250,8 @@ def test_features_that_would_not_be_used_are_refused(models, manifest, store, ca
         (["scenes", "--langs", "en", "tlh"], "scenes have no grammar of 'tlh'"),
         (["scenes", "--split", "tset"], "'data.split': Input should be 'train', 'val' or 'test'"),
         (["scenes", "--size", "0"], "'data.size'"),
-        (["scenes", "--features", "x"], "--features and --image-root go with a manifest"),
+        (["scenes", "--image-root", "x"], "--image-root goes with a manifest"),
+        (["scenes", "--features", "x"], "x is no feature store"),
         (["scenes", "--set", "evaluation.bootstap=0"], "did you mean 'bootstrap'?"),
         (["scenes", "--set", "size"], "not of the form section.key=value"),
         (["scenes", "--device", "abacus"], "--device abacus"),

@@ -1,6 +1,7 @@
 """recipes/encode.py: the encoder's own features, whoever made them and however often interrupted."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import tiny
 import torch
 import yaml
 
-from xlcm.config import build
+from xlcm.config import ConfigError, build
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.features import FeatureStore, FeatureWriter
 from xlcm.data.manifest import DataError
-from xlcm.registry import image_encoders
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.registry import datasets, image_encoders
 from xlcm.types import Visual
 
 IMAGE = {"name": "timm", "backbone": "test_vit", "image_size": 32}
@@ -196,6 +198,109 @@ def test_a_broken_picture_stops_with_file_and_line(tiny_data, tmp_path, workers)
         (tmp_path / f"val{i}.png").write_bytes((tiny_data / f"val{i}.png").read_bytes())
     with pytest.raises(DataError, match=r"bad\.jsonl:3: .*gone\.png"):
         encode(path)
+
+
+# -- data sets, and the towers of saved models ----------------------------------------------------
+
+
+DRAWN = {"name": "scenes", "size": 9, "image_size": 32, "cache": None}
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_data, tmp_path_factory):
+    """A saved model that reads pictures."""
+    torch.manual_seed(3)
+    spec = tiny.tree(tiny_data, tiny_data, **tiny.pictures(tiny_data))["model"]
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    DualEncoder.from_config(spec).save_pretrained(folder)
+    return folder
+
+
+def of_model(folder, saved, **changes):
+    """Write a config that encodes scenes by a saved model."""
+    splits = [{**DRAWN, "split": "train"}, {**DRAWN, "split": "val", "size": 4}]
+    spec = {"model": str(saved), "data": splits, "output": str(folder / "store"), "workers": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "encode.yaml"
+    path.write_text(yaml.safe_dump({**spec, **changes}))
+    return str(path)
+
+
+def test_scenes_are_encoded_by_the_tower_of_a_saved_model(saved, tmp_path):
+    assert encode(of_model(tmp_path, saved)) == 0
+    store = str(tmp_path / "store")
+    model = DualEncoder.from_pretrained(saved).eval()
+    for split, size in (("train", 9), ("val", 4)):
+        dataset = build(datasets, {**DRAWN, "split": split, "size": size, "features": store})
+        pixels = [model.image.transform(dataset.load_image(i)) for i in range(size)]
+        with torch.no_grad():
+            expected = model.image(Visual(torch.stack(pixels))).pooled
+        close({i: dataset.load_features(i) for i in range(size)}, dict(enumerate(expected)))
+    assert len(FeatureStore(store)) == 13
+
+
+def test_two_processes_encode_scenes_as_one(saved, tmp_path, processes):
+    assert encode(of_model(tmp_path / "one", saved)) == 0
+    found = processes.run(2, encode_in_pool, of_model(tmp_path / "two", saved, batch_size=2))
+    assert [result["code"] for result in found] == [0, 0]
+    same_store(*(FeatureStore(tmp_path / name / "store") for name in ("two", "one")))
+
+
+def test_a_store_knows_the_weights_of_the_model_and_not_its_folder(saved, tmp_path):
+    encode(of_model(tmp_path, saved))
+    moved = tmp_path / "moved"
+    shutil.copytree(saved, moved)
+    assert encode(of_model(tmp_path, moved)) == 0
+    model = DualEncoder.from_pretrained(moved)
+    next(model.image.parameters()).data += 1
+    model.save_pretrained(moved)
+    with pytest.raises(DataError, match=r"another folder or delete this one"):
+        encode(of_model(tmp_path, moved))
+
+
+def test_scenes_of_another_seed_do_not_get_into_the_same_store(saved, tmp_path):
+    both = [{**DRAWN, "split": "val", "seed": seed} for seed in (0, 1)]
+    with pytest.raises(ConfigError, match=r"same ids and other pictures"):
+        encode(of_model(tmp_path, saved, data=both))
+    encode(of_model(tmp_path, saved, data=both[:1]))
+    with pytest.raises(DataError, match=r"another folder or delete this one"):
+        encode(of_model(tmp_path, saved, data=both[1:]))
+
+
+def test_a_key_that_stands_for_two_pictures_is_told(tiny_data, saved, tmp_path):
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)
+    other = [line.replace('"val0.png"', '"val1.png"') for line in lines if '"val0"' in line]
+    (tmp_path / "other.jsonl").write_text("".join(other))
+    first = {"name": "manifest", "path": str(tiny_data / "tiny.jsonl"), "split": "val"}
+    second = {**first, "path": str(tmp_path / "other.jsonl"), "image_root": str(tiny_data)}
+    with pytest.raises(DataError, match=r"other\.jsonl:1: key 'val0' stands for .*val1\.png"):
+        encode(of_model(tmp_path, saved, data=[first, second]))
+    assert encode(of_model(tmp_path / "same", saved, data=[first, dict(first)])) == 0
+
+
+def test_a_model_of_features_has_no_tower_for_pictures(tiny_data, tmp_path):
+    DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"]).save_pretrained(tmp_path / "m")
+    with pytest.raises(ConfigError, match=r"reads features of width 8 and no pictures"):
+        encode(of_model(tmp_path, tmp_path / "m"))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        encode(of_model(tmp_path, tmp_path / "gone"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": IMAGE}, "`image` or by `model`, one of the two; both are given"),
+        ({"model": None}, "`image` or by `model`, one of the two; neither is given"),
+        ({"manifest": "m.jsonl"}, "`manifest` or by `data`, one of the two; both are given"),
+        ({"splits": ["val"]}, "`splits` goes with `manifest`"),
+        ({"data": []}, "'data'"),
+        ({"data": [{"name": "scene"}]}, "did you mean 'scenes'?"),
+    ],
+)
+def test_what_encodes_and_what_is_encoded_are_said_once(saved, tmp_path, changes, said):
+    with pytest.raises(ConfigError) as raised:
+        encode(of_model(tmp_path, saved, **changes))
+    assert said in str(raised.value)
 
 
 # -- faults that are skipped ---------------------------------------------------------------------

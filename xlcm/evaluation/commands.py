@@ -85,13 +85,13 @@ def _tree(args: argparse.Namespace) -> dict[str, Any]:
 
     data: dict[str, Any]
     if args.data == SCENES:
-        if args.features or args.image_root:
-            raise ConfigError("scenes are drawn: --features and --image-root go with a manifest")
+        if args.image_root:
+            raise ConfigError("scenes are drawn: --image-root goes with a manifest")
         langs = args.langs or list(SCENES_LANGS)
         source = "en" if "en" in langs else langs[0]
         data = {
             "name": "scenes", "split": args.split, "size": args.size, "source_lang": source,
-            "target_langs": [lang for lang in langs if lang != source],
+            "target_langs": [lang for lang in langs if lang != source], "features": args.features,
         }  # fmt: skip
     else:
         langs, source = args.langs, "en"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from xlcm.config import ConfigError, build
-from xlcm.data.dataset import Dataset, ManifestDataset
+from xlcm.data.dataset import Dataset
 from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate
 from xlcm.evaluation.plots import save_plots
 from xlcm.evaluation.settings import EvaluateConfig
@@ -60,7 +60,7 @@ def refuse_misfit(model: DualEncoder, dataset: Dataset) -> None:
         ConfigError: saying what the model reads and what to do.
     """
     where = f"{dataset.name}, split {dataset.split!r}"
-    store = dataset.store if isinstance(dataset, ManifestDataset) else None
+    store = getattr(dataset, "store", None)
     if not model.image.reads_features:
         if store is not None:
             raise ConfigError(
@@ -69,11 +69,6 @@ def refuse_misfit(model: DualEncoder, dataset: Dataset) -> None:
             )
         return
     width = model.image.feature_width
-    if not isinstance(dataset, ManifestDataset):
-        raise ConfigError(
-            f"this model reads features of width {width}, {where} has pictures only: evaluate a "
-            "model that reads pictures, or give a manifest with its features"
-        )
     if store is None:
         raise ConfigError(
             f"this model reads features of width {width}, and none were given for {where}: write "

@@ -2,8 +2,10 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from xlcm import config
+from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
 from xlcm.data.scenes import LANGS, NOISE_KINDS, Scenes
 from xlcm.data.scenes.grammar import STYLES, sentence
@@ -193,3 +195,79 @@ def test_errors_say_what_came_and_what_there_is():
             call(3)
     with pytest.raises(DataError, match="no precomputed features"):
         dataset.load_features(0)
+
+
+# -- features ------------------------------------------------------------------------------------
+
+
+def feature_store(folder, numbers, split="val", **options):
+    drawn = {"drawings": {"scenes": {"seed": 0, "image_size": 64}}}
+    with FeatureWriter(folder, **{"kind": "pooled", "dim": 3, "encoder": drawn, **options}) as out:
+        for number in numbers:
+            shape = (2, 3) if "views" in options else (3,)
+            out.add(f"scenes-{split}-{number:06d}", torch.full(shape, float(number)))
+    return str(folder)
+
+
+def test_features_of_a_store_are_found_by_the_item(tmp_path):
+    store = feature_store(tmp_path / "store", range(5))
+    dataset = pickle.loads(pickle.dumps(scenes(split="val", size=5, features=store)))
+    assert torch.equal(dataset.load_features(4), torch.full((3,), 4.0))
+    assert dataset[4] == scenes(split="val", size=5)[4]
+    with pytest.raises(IndexError):
+        dataset.load_features(5)
+    views = feature_store(tmp_path / "views", range(2), kind="views", views=2)
+    found = scenes(split="val", size=2, features=views).load_features(1)
+    assert [view.tolist() for view in found] == [[1.0] * 3] * 2
+
+
+def test_features_of_other_pictures_or_too_few_are_refused_at_once(tmp_path):
+    store = feature_store(tmp_path / "store", range(5))
+    with pytest.raises(DataError, match=r"no features of scenes-val-000005.*recipes/encode\.py"):
+        scenes(split="val", size=6, features=store)
+    with pytest.raises(DataError, match=r"no features of scenes-test-000000"):
+        scenes(split="test", size=5, features=store)
+    for other in ({"seed": 1}, {"image_size": 32}):
+        with pytest.raises(DataError, match=r"are of scenes with seed=0, image_size=64, not seed"):
+            scenes(split="val", size=5, features=store, **other)
+
+
+# -- translations of queries ---------------------------------------------------------------------
+
+
+def test_query_translations_say_what_the_query_says_unless_noise_names_a_mistake():
+    dataset = scenes(split="test", noise_rate=0.4, query_translations=True)
+    plain = scenes(split="test")
+    wrong = total = 0
+    for index in range(150):
+        captions = dataset[index].captions
+        assert tuple(c for c in captions if c.origin == "human") == plain[index].captions
+        asked = {c.id for c in captions if c.origin == "human" and c.lang != "en"}
+        made = [c for c in captions if c.origin == "mt"]
+        assert {c.of for c in made} == asked
+        assert len(made) == len(asked) == 4
+        for caption in made:
+            _, lang, number = caption.of.replace("#", ".").split(".")
+            statement = dataset.statement(index, lang, int(number))
+            good = {sentence("en", statement, style) for style in range(STYLES["en"])}
+            # English stays English where a word is left as it was
+            told = not caption.noise or caption.noise == ("untranslated",)
+            assert (caption.lang, caption.text in good) == ("en", told), caption
+            wrong += bool(caption.noise)
+            total += 1
+    assert abs(wrong / total - 0.4) <= 4 * np.sqrt(0.24 / total)
+
+
+def test_query_translations_wrong_at_a_low_rate_are_wrong_in_the_same_way_at_a_higher_one():
+    low, high = (
+        machine(scenes(split="val", noise_rate=rate, query_translations=True), 100)
+        for rate in (0.2, 0.5)
+    )
+    assert all(high[name] == caption for name, caption in low.items() if caption.noise)
+    assert sum(bool(c.noise) for c in low.values()) < sum(bool(c.noise) for c in high.values())
+
+
+def test_query_translations_of_translations_are_refused():
+    with pytest.raises(ValueError, match=r"way back.*`val` or `test`"):
+        scenes(query_translations=True)
+    assert machine(scenes(query_translations=True, target_origin="human"), 3)

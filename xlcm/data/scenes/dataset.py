@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from xlcm.data.features import FeatureStore
 from xlcm.data.manifest import DataError
 from xlcm.data.scenes.cache import PictureCache, default_folder
 from xlcm.data.scenes.draw import draw
@@ -43,16 +44,24 @@ class Scenes:
         target_origin: `mt` makes target captions in `train` translations of the source captions,
             with noise, and adds their back-translations; `human` gives each language captions of
             its own, as in `val` and `test` always.
+        query_translations: each target caption that a person wrote has a machine's translation
+            into `source_lang` beside it, with noise at the same rate, for methods that translate
+            queries; for `val`, `test` and `target_origin: human`.
         image_size: side of the pictures in pixels.
         seed: another one gives other scenes.
         cache: folder for pictures; `auto` is `$XLCM_CACHE/scenes` or `~/.cache/xlcm/scenes`;
             None draws them each time.
+        features: the folder of a feature store that `recipes/encode.py` made of these pictures;
+            keys are the items' ids.
 
     Attributes:
         uniform: every item has the same languages and number of captions.
+        store: the feature store, if one was given.
 
     Raises:
-        ValueError: for a language without a grammar, or one named twice.
+        ValueError: for a language without a grammar, or one named twice; for query translations
+            of captions that are translations themselves.
+        DataError: for a feature store that can't be used, or is of other pictures.
     """
 
     name = "scenes"
@@ -69,9 +78,11 @@ class Scenes:
         noise_rate: Annotated[float, Field(ge=0, le=1)] = 0.0,
         noise_kinds: Annotated[Sequence[NoiseKind], Field(min_length=1)] | None = None,
         target_origin: Literal["mt", "human"] = "mt",
+        query_translations: bool = False,
         image_size: Annotated[int, Field(ge=32)] = 64,
         seed: Annotated[int, Field(ge=0)] = 0,
         cache: str | None = "auto",
+        features: str | None = None,
     ) -> None:
         _check_langs(source_lang, target_langs)
         self.split: Split = split
@@ -82,12 +93,43 @@ class Scenes:
         self.noise_rate = noise_rate
         self.noise_kinds = tuple(noise_kinds) if noise_kinds is not None else NOISE_KINDS
         self.translated = target_origin == "mt" and split == "train"
+        if query_translations and self.translated:
+            raise ValueError(
+                "query_translations: target captions in `train` are translations, and have their "
+                "way back; ask for them in `val` or `test`, or set target_origin: human"
+            )
+        self.query_translations = query_translations
         self.image_size = image_size
         self.seed = seed
         folder = default_folder() if cache == "auto" else cache
         self.pictures = (
             None if folder is None else PictureCache(folder, f"{split}-{seed}", image_size)
         )
+        self.store = None if features is None else FeatureStore(features)
+        if self.store is not None:
+            self._check_store(self.store)
+
+    @property
+    def drawing(self) -> dict[str, int]:
+        """What the pictures hang on beside an item's id; a feature store keeps it."""
+        return {"seed": self.seed, "image_size": self.image_size}
+
+    def _check_store(self, store: FeatureStore) -> None:
+        made_of = store.encoder.get("drawings", {}).get(self.name, self.drawing)
+        if made_of != self.drawing:
+            raise DataError(
+                f"scenes-{self.split}: the features in {store.folder} are of scenes with "
+                f"{_options(made_of)}, not {_options(self.drawing)}: encode these into another "
+                "folder with recipes/encode.py, or name the store that was made of them"
+            )
+        for index in (0, self.size - 1):
+            if (name := self._name(index)) not in store:
+                raise DataError(
+                    f"scenes-{self.split}: {store.folder} has no features of {name}, which this "
+                    f"split of size {self.size} has: encode it with recipes/encode.py (it goes on "
+                    "where it was), or set a smaller size",
+                    kind="feature_missing",
+                )
 
     def __len__(self) -> int:
         return self.size
@@ -99,11 +141,14 @@ class Scenes:
             IndexError: outside `0 <= index < size`.
         """
         scene = self.scene(index)
-        name = f"scenes-{self.split}-{index:06d}"
+        name = self._name(index)
         captions: list[Caption] = []
         for number in range(self.captions):
             captions += self._captions(scene, index, name, number)
         return Item(id=name, split=self.split, captions=tuple(captions))
+
+    def _name(self, index: int) -> str:
+        return f"scenes-{self.split}-{index:06d}"
 
     def scene(self, index: int) -> Scene:
         """Return what the picture of an item shows.
@@ -136,15 +181,22 @@ class Scenes:
         return Image.fromarray(picture)
 
     def load_features(self, index: int) -> Tensor | Sequence[Tensor]:
-        """Refuse: scenes are pictures.
+        """Return what the feature store holds of a picture: `(D,)`, `(T, D)` or a list of views.
 
         Raises:
-            DataError: always.
+            DataError: if no store was given, or it lacks the item.
+            IndexError: outside `0 <= index < size`.
         """
-        raise DataError(
-            f"scenes-{self.split}: item {index} has no precomputed features; use an image encoder "
-            "that takes pixels, such as `timm`, or encode the pictures first"
-        )
+        if not 0 <= index < self.size:
+            raise IndexError(f"item {index} of scenes-{self.split}, which has {self.size}")
+        if self.store is None:
+            raise DataError(
+                f"scenes-{self.split}: item {index} has no precomputed features; use an image "
+                "encoder that takes pixels, such as `timm`, or encode the pictures with "
+                "recipes/encode.py and set the dataset's `features` to its folder"
+            )
+        found = self.store[self._name(index)]
+        return list(found) if self.store.kind == "views" else found
 
     def _draw(self, index: int) -> NDArray[np.uint8]:
         random = generator("picture", self.seed, self.split, index)
@@ -167,6 +219,8 @@ class Scenes:
             else:
                 said, way = self._say(scene, index, lang, number)
                 made.append(Caption(label, lang, sentence(lang, said, way)))
+                if self.query_translations:
+                    made.append(self._translate_query(made[-1], said, index, number))
         return made
 
     def _translate(
@@ -181,33 +235,64 @@ class Scenes:
     ) -> tuple[Caption, Caption]:
         """Return the machine's caption and its way back; both carry the same mistake."""
         random = generator("translate", self.seed, self.split, index, lang, number)
-        # as many numbers are drawn whatever the options, so that these change nothing else
-        chance, which = random.random(), random.random()
-        kind = self.noise_kinds[int(which * len(self.noise_kinds))]
+        noise = self._mistake(random)
         there = int(random.integers(STYLES[lang]))
         others = STYLES[source.lang] - 1
         back = (style + 1 + int(random.integers(max(others, 1)))) % STYLES[source.lang]
-        noise: tuple[NoiseKind, ...] = ()
-        said = returned = statement
-        if chance < self.noise_rate:
-            noise = (kind,)
-            said = corrupt(statement, kind, random, lambda: self._elsewhere(random))
-            returned = replace(
-                said, mentions=tuple(replace(m, untranslated=False) for m in said.mentions)
-            )
-
-        def write(lang: str, statement: Statement, style: int) -> str:
-            if "word_order" not in noise:
-                return sentence(lang, statement, style)
-            return join(lang, shuffle_words(pieces(lang, statement, style), random))
-
-        target = Caption(label, lang, write(lang, said, there), "mt", source.id, ENGINE, noise)
-        text = write(source.lang, returned, back)
+        said = self._corrupted(statement, noise, random)
+        returned = replace(
+            said, mentions=tuple(replace(m, untranslated=False) for m in said.mentions)
+        )
+        text = _write(lang, said, there, noise, random)
+        target = Caption(label, lang, text, "mt", source.id, ENGINE, noise)
+        text = _write(source.lang, returned, back, noise, random)
         return target, Caption(f"{label}.back", source.lang, text, "back", label, ENGINE, noise)
+
+    def _translate_query(
+        self, query: Caption, statement: Statement, index: int, number: int
+    ) -> Caption:
+        """Return the machine's translation of a person's caption into the source language."""
+        random = generator("query", self.seed, self.split, index, query.lang, number)
+        noise = self._mistake(random)
+        style = int(random.integers(STYLES[self.source_lang]))
+        said = self._corrupted(statement, noise, random)
+        text = _write(self.source_lang, said, style, noise, random)
+        label = f"{query.id}.{self.source_lang}"
+        return Caption(label, self.source_lang, text, "mt", query.id, ENGINE, noise)
+
+    def _mistake(self, random: np.random.Generator) -> tuple[NoiseKind, ...]:
+        """Draw what is wrong with a translation, if anything is."""
+        # as many numbers are drawn whatever the options, so that these change nothing else
+        chance, which = random.random(), random.random()
+        kind = self.noise_kinds[int(which * len(self.noise_kinds))]
+        return (kind,) if chance < self.noise_rate else ()
+
+    def _corrupted(
+        self, statement: Statement, noise: Sequence[NoiseKind], random: np.random.Generator
+    ) -> Statement:
+        for kind in noise:
+            statement = corrupt(statement, kind, random, lambda: self._elsewhere(random))
+        return statement
 
     def _elsewhere(self, random: np.random.Generator) -> Statement:
         """Return what is said of another picture; of no item in particular."""
         return random_statement(random_scene(random), random)
+
+
+def _write(
+    lang: str,
+    statement: Statement,
+    style: int,
+    noise: Sequence[NoiseKind],
+    random: np.random.Generator,
+) -> str:
+    if "word_order" not in noise:
+        return sentence(lang, statement, style)
+    return join(lang, shuffle_words(pieces(lang, statement, style), random))
+
+
+def _options(drawing: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in drawing.items())
 
 
 def _check_langs(source_lang: str, target_langs: Sequence[str]) -> None:

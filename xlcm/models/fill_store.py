@@ -1,0 +1,261 @@
+"""An image tower over pictures, into a feature store; on any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from xlcm.config import ConfigError, build
+from xlcm.data.dataset import Dataset, ManifestDataset, feature_key
+from xlcm.data.encode_settings import EncodeConfig
+from xlcm.data.faults import Fault
+from xlcm.data.features import FeatureWriter
+from xlcm.data.manifest import DataError, lines, parse_item, read_manifest
+from xlcm.distributed import gather
+from xlcm.encoders.base import ImageEncoder
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.models.encoding import bar
+from xlcm.registry import datasets, image_encoders
+from xlcm.types import Item, Visual
+
+
+def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
+    """Return the image tower, and what tells its features from those of others.
+
+    Raises:
+        ConfigError: if a saved model can't be opened, or reads no pictures itself.
+        FileNotFoundError: naming the file of the model, or the weights, that are missing.
+    """
+    if config.image is not None:
+        encoder: ImageEncoder = build(image_encoders, config.image)
+        encoder.load_weights()
+        return encoder, {"image": encoder.spec(), "weights": config.image.get("weights")}
+    assert config.model is not None
+    try:
+        encoder = DualEncoder.from_pretrained(config.model).image
+    except ValueError as error:
+        raise ConfigError(f"model {config.model}: {error}") from error
+    if encoder.reads_features:
+        raise ConfigError(
+            f"model {config.model}: its image tower reads features of width "
+            f"{encoder.feature_width} and no pictures: name the model or the `image` encoder that "
+            "made those"
+        )
+    # the folder may move, and another training may come to lie in it: only the weights tell
+    return encoder, {"image": encoder.spec(), "weights": f"sha256:{_digest(encoder)}"}
+
+
+def _digest(encoder: ImageEncoder) -> str:
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def open_datasets(config: EncodeConfig) -> list[Dataset]:
+    """Return what is to be encoded, split by split.
+
+    Raises:
+        ConfigError: for datasets that can't be opened.
+        DataError: for a split without items, or (unless such are skipped) a line that is no item.
+        FileNotFoundError: if there is no such manifest.
+    """
+    if config.data is not None:
+        return [build(datasets, spec) for spec in config.data]
+    assert config.manifest is not None
+    splits = config.splits or _all_splits(config.manifest, config.on_error)
+    return [ManifestDataset(path=config.manifest, split=split) for split in splits]
+
+
+def _all_splits(manifest: str, on_error: Literal["raise", "skip"]) -> list[str]:
+    """Return the splits of the manifest; lines that are no items count if they may not be."""
+    if on_error == "raise":
+        return sorted({item.split for item in read_manifest(manifest)})
+    splits: set[str] = set()
+    for number, _, raw in lines(manifest):
+        with contextlib.suppress(DataError):  # met again, and listed, in a split
+            splits.add(parse_item(raw, f"{manifest}:{number}").split)
+    return sorted(splits)
+
+
+def drawings(opened: Sequence[Dataset]) -> dict[str, Any]:
+    """Return by name what else than its ids the pictures of a drawn dataset hang on.
+
+    Raises:
+        ConfigError: if two datasets would write different pictures under the same ids.
+    """
+    found: dict[str, Any] = {}
+    for dataset in opened:
+        drawing = getattr(dataset, "drawing", None)
+        if drawing is None:
+            continue
+        if found.setdefault(dataset.name, drawing) != drawing:
+            raise ConfigError(
+                f"data: {dataset.name} with {found[dataset.name]} and with {drawing} have the same "
+                "ids and other pictures: encode them into folders of their own"
+            )
+    return found
+
+
+@dataclass
+class Filling:
+    """What goes through the datasets of one store, one after the other.
+
+    Args:
+        accelerator: the processes that share the work; the first one writes.
+        encoder: on the processes' devices, in evaluation mode.
+        writer: of the store.
+        config: kind, views, batches, what happens at a fault.
+
+    Attributes:
+        pictures: key -> source and picture behind it, of all items so far, on every process (the
+            first one's store has the keys, the others' has not); items may share a key, in one
+            dataset or in two.
+        skipped: what was left out, on every process.
+    """
+
+    accelerator: Accelerator
+    encoder: ImageEncoder
+    writer: FeatureWriter
+    config: EncodeConfig
+    pictures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    skipped: list[Fault] = field(default_factory=list)
+
+    def add(self, dataset: Dataset) -> None:
+        """Encode what the store lacks; every process takes a share of each block.
+
+        Raises:
+            DataError: at a picture that can't be read, or if more can't than may be skipped; if
+                another dataset has another picture under the same key.
+        """
+        skipped: list[Fault] = []
+        keys: dict[int, str] = {}
+        todo = []
+        for index in range(len(dataset)):
+            try:
+                item = dataset[index]
+            except DataError as error:
+                skipped.append(self._skip(dataset, index, error))
+                continue
+            keys[index] = feature_key(item)
+            known = self._known(dataset, item, keys[index])
+            if not known and keys[index] not in self.writer:
+                todo.append(index)
+        self._stop_beyond(skipped, dataset)
+        world, mine = self.accelerator.num_processes, self.accelerator.process_index
+        padded = todo + todo[:1] * (-len(todo) % world)  # equal shares; repeats are not written
+        loader = DataLoader(
+            _Pictures(dataset, self.encoder, self.config),
+            sampler=padded[mine::world],
+            batch_size=self.config.batch_size,
+            collate_fn=list,
+            num_workers=self.config.workers,
+        )
+        done = 0
+        show = None if self.accelerator.is_main_process else False
+        with bar(len(todo), f"{dataset.split} images", show) as advance:
+            for found in loader:
+                block = todo[done : done + len(found) * world]
+                share = padded[done : done + len(found) * world][mine::world]
+                mine_bad = {index: fault for index, (_, fault) in zip(share, found) if fault}
+                bad = {i: fault for part in gather_object([mine_bad]) for i, fault in part.items()}
+                bad = {index: bad[index] for index in block if index in bad}  # no repeats
+                skipped += [self._skip(dataset, index, fault) for index, fault in bad.items()]
+                self._stop_beyond(skipped, dataset)
+                rows = self._encode(torch.stack([picture for picture, _ in found]))
+                if self.accelerator.is_main_process:
+                    for index, row in zip(block, rows):
+                        if index not in bad:
+                            self.writer.add(keys[index], row)
+                done += len(block)
+                advance(len(block))
+        self.skipped += skipped
+
+    def _known(self, dataset: Dataset, item: Item, key: str) -> bool:
+        """Whether an earlier item had the same key; note the picture behind it."""
+        source, picture = dataset.name, item.id
+        if isinstance(dataset, ManifestDataset):
+            source, picture = (
+                str(dataset.manifest.path),
+                str(dataset.image_root / (item.image or "")),
+            )
+        if key not in self.pictures:
+            self.pictures[key] = (source, picture)
+            return False
+        before = self.pictures[key]
+        if before[0] != source and before[1] != picture:
+            raise DataError(
+                f"{item.where or dataset.name}: key {key!r} stands for {picture} here and for "
+                f"{before[1]} in {before[0]}: encode them into folders of their own"
+            )
+        return True
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """Return the features of all processes' pictures `(b, views, 3, H, W)`, in order."""
+        encoded = self.encoder(Visual(pictures.flatten(0, 1).to(self.accelerator.device)))
+        rows = encoded.tokens if self.config.kind == "tokens" else encoded.pooled
+        assert rows is not None
+        rows = rows.reshape(len(pictures), -1, rows.shape[-1])
+        rows = rows[:, 0] if self.config.kind == "pooled" else rows
+        gathered = gather(rows.float().contiguous()).cpu()
+        # process r has positions r, r + world, ... of the block: put them back into order
+        world = self.accelerator.num_processes
+        shaped = gathered.reshape(world, len(pictures), *gathered.shape[1:])
+        return shaped.transpose(0, 1).flatten(0, 1)
+
+    def _skip(self, dataset: Dataset, index: int, error: DataError) -> Fault:
+        """Return the fault of an item that is to be skipped, or raise it."""
+        if self.config.on_error == "raise" or not isinstance(dataset, ManifestDataset):
+            raise error
+        where = dataset.manifest.where(index)
+        message = str(error).removeprefix(f"{where}: ")
+        try:
+            name = dataset[index].id
+        except DataError:
+            name = ""
+        return Fault(where, name, None, error.kind, message)
+
+    def _stop_beyond(self, skipped: list[Fault], dataset: Dataset) -> None:
+        """Raise, on every process alike, if more is skipped than may be."""
+        share = len(skipped) / len(dataset)
+        if share > self.config.max_skipped:
+            shown = "\n  ".join(str(fault) for fault in skipped[:5])
+            where = dataset.manifest.path if isinstance(dataset, ManifestDataset) else dataset.name
+            raise DataError(
+                f"{where}, split {dataset.split!r}: {len(skipped)} of {len(dataset)} items can't "
+                f"be read so far, {share:.1%}, more than "
+                f"max_skipped={self.config.max_skipped:.1%}:\n  {shown}"
+            )
+
+
+class _Pictures(TorchDataset[tuple[Tensor, "DataError | None"]]):
+    """`pictures[i]` is `(views, 3, H, W)` and the fault that prevented it, if one did."""
+
+    def __init__(self, dataset: Dataset, encoder: ImageEncoder, config: EncodeConfig) -> None:
+        assert encoder.transform is not None
+        self.dataset, self.transform, self.config = dataset, encoder.transform, config
+
+    def __getitem__(self, index: int) -> tuple[Tensor, DataError | None]:
+        fault = None
+        try:
+            image = self.dataset.load_image(index)
+        except DataError as error:
+            image, fault = Image.new("RGB", (32, 32)), error  # keeps the batch whole; not written
+        copies = [self.transform(image)]
+        for view in range(1, self.config.views if self.config.kind == "views" else 1):
+            random = np.random.default_rng([self.config.seed, view, index])
+            copies.append(self.transform(self.config.augment(image, random)))
+        return torch.stack(copies), fault
