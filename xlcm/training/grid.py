@@ -215,7 +215,9 @@ def _difference(old: Tree, new: Tree) -> list[str]:
     steps = old["prepare"]
     keys = [] if steps == new["prepare"][: len(steps)] else ["prepare"]
     before, now = (flat({**plan["config"], "tests": plan["tests"]}) for plan in (old, new))
-    return keys + [k for k in sorted({*before, *now}) if before.get(k, ()) != now.get(k, ())]
+    other = [key for key in sorted({*before, *now}) if before.get(key, ()) != now.get(key, ())]
+    # a section that was empty or null before differs as a whole: its keys say more
+    return keys + [key for key in other if not any(k.startswith(f"{key}.") for k in other)]
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
