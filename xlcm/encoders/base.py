@@ -133,6 +133,16 @@ class Tokenizer(Protocol):
         """Return the number of tokens of each text, special ones included, before any cut."""
         ...
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids that stand for no part of a text: padding, opening, closing, mask."""
+        ...
+
+    @property
+    def word_starts(self) -> Tensor:
+        """Return `(vocab_size,)` bool, true on pieces that begin a word."""
+        ...
+
     def spec(self) -> dict[str, Any]:
         """Return the config (with `name`) that opens it again."""
         ...

@@ -14,10 +14,12 @@ from typing import Annotated, Any
 
 import tokenizers as hf_tokenizers
 from pydantic import Field
+from torch import Tensor
 
 from xlcm.config import check_part
 from xlcm.encoders.text_spec import innermost, with_tokenizer
 from xlcm.encoders.tokenizer_sentencepiece import MODEL_FILE, SentencePieceTokenizer, pad
+from xlcm.encoders.word_starts import word_starts
 from xlcm.registry import tokenizers
 from xlcm.types import TextBatch
 
@@ -106,6 +108,30 @@ class HFTokenizer:
         """Return the number of tokens of each text, special ones included, before any cut."""
         encodings = self._backend.encode_batch_fast([self.prefix + text for text in texts])
         return [len(encoding) for encoding in encodings]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids that stand for no part of a text: padding, opening, closing, mask."""
+        named = [token for role, token in self.special_tokens.items() if role != "unk_token"]
+        ids = [self._backend.token_to_id(token) for token in named]
+        return frozenset(id_ for id_ in ids if id_ is not None)
+
+    @property
+    def word_starts(self) -> Tensor:
+        """Return `(vocab_size,)` bool, true on pieces that begin a word; see `word_starts`.
+
+        Raises:
+            ValueError: if the vocabulary doesn't mark where words begin.
+        """
+        model = json.loads(self._backend.to_str())["model"]
+        return word_starts(
+            self._backend.get_vocab(with_added_tokens=True),
+            self.vocab_size,
+            self.special_ids,
+            continuing=model["continuing_subword_prefix"]
+            if model.get("type") == "WordPiece"
+            else None,
+        )
 
     def spec(self) -> dict[str, Any]:
         """Return the config that opens it again, `name` included."""

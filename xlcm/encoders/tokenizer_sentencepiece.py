@@ -14,8 +14,10 @@ import numpy as np
 import sentencepiece
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from xlcm.config import ConfigError
+from xlcm.encoders.word_starts import word_starts
 from xlcm.types import TextBatch
 
 log = logging.getLogger(__name__)
@@ -167,6 +169,26 @@ class SentencePieceTokenizer:
         """Return the number of tokens of each text, special ones included, before any cut."""
         extra = len(self._opening_and_closing())
         return [len(pieces) + extra for pieces in self._pieces(texts)]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids that stand for no part of a text: padding, opening, closing, mask."""
+        self._opening_and_closing()  # complains where there are no pieces
+        return frozenset(i for i in range(self.vocab_size) if self._is_special(i))
+
+    def _is_special(self, id_: int) -> bool:
+        return self._processor.is_control(id_) or self._processor.id_to_piece(id_) == "<mask>"
+
+    @property
+    def word_starts(self) -> Tensor:
+        """Return `(vocab_size,)` bool, true on pieces that begin a word; see `word_starts`.
+
+        Raises:
+            ValueError: if there are no pieces yet, or none marks where words begin.
+        """
+        self._opening_and_closing()
+        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        return word_starts(pieces, self.vocab_size, self.special_ids)
 
     def _opening_and_closing(self) -> list[int]:
         if self.needs_training:
