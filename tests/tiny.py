@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from xlcm.config import check, merge
@@ -31,6 +30,7 @@ from xlcm.methods.base import Method
 from xlcm.training.loop import Trained, fit
 from xlcm.training.settings import TrainConfig
 from xlcm.training.setup import build_loader, build_method, open_data, start
+from xlcm.training.workers import forget_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FEATURES = 8
@@ -196,13 +196,6 @@ class Recorder:
             self.names.append(batch.names)
             yield batch
         raise Crash(self.names)
-
-
-def forget_processes() -> None:
-    """Let the next Accelerator be made anew: accelerate keeps its state in classes."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
 
 
 def train(

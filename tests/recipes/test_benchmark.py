@@ -1,6 +1,7 @@
 """recipes/benchmark.py by its real command: killed, continued, and with a run that fails."""
 
 import json
+import re
 import subprocess
 import time
 
@@ -8,8 +9,10 @@ import pytest
 import tiny
 
 from xlcm import cli
-from xlcm.config import merge
+from xlcm.config import load, merge
 from xlcm.evaluation.comparison import BEGIN
+from xlcm.training.grid import plan_runs
+from xlcm.training.grid_settings import GridConfig
 
 GRID = {
     "baseline": "contrastive",
@@ -113,3 +116,27 @@ def test_it_refuses_to_be_launched_on_several_processes(tiny_data, tmp_path, mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = refuse(monkeypatch, capsys, config(tiny_data, tmp_path))
     assert "start it by python and say jobs=N" in said
+
+
+# -- docs/comparing.md --------------------------------------------------------------------------
+
+PAGE = tiny.REPOSITORY / "docs" / "comparing.md"
+
+
+def test_the_page_names_every_option():
+    table = PAGE.read_text().split("| option | meaning |")[1].split("##")[0]
+    named = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line[:80])}
+    assert set(GridConfig.model_fields) <= named
+
+
+def test_the_config_of_the_page_plans_the_runs_that_it_promises(tmp_path, monkeypatch):
+    example = re.search(r"```yaml\n(# compare.yaml\n.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    (tmp_path / "compare.yaml").write_text(example)
+    monkeypatch.chdir(tiny.REPOSITORY)
+    runs = plan_runs(load(GridConfig, tmp_path / "compare.yaml"))
+    assert len(runs) == (2 * 2 + 1) * 3
+    slow = next(run for run in runs if run.method == "with-pairs-slow")
+    assert slow.tree["method"] == {"name": "contrastive", "text_weight": 0.3}
+    assert (slow.tree["optim"]["lr"], slow.label) == (5e-4, 0.4)
+    assert slow.tree["data"]["train"]["noise_rate"] == 0.4
+    assert str(slow.folder) == "runs/compare/with-pairs-slow/noise-0.4/seed-0"
