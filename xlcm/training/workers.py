@@ -90,7 +90,7 @@ def run_all(
             ready = connection.wait(handles, timeout=POLL_S)
             for worker in busy:
                 if worker.pipe in ready or worker.process.sentinel in ready:
-                    outcome = worker.take(stopping)
+                    outcome = worker.take(stopping or asked_to_stop())
                     if not worker.alive:
                         workers.remove(worker)
                     yield outcome
