@@ -138,7 +138,7 @@ class GridConfig(Section):
     plotted: list[str] | None = None
     prepare: list[Step] = []
     base: Tree | str
-    methods: Annotated[dict[str, MethodRuns], Field(min_length=1)]
+    methods: dict[str, MethodRuns]
     baseline: str | None = None
     axis: Axis
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
@@ -150,6 +150,8 @@ class GridConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> GridConfig:
+        if not self.methods:
+            raise ValueError("methods is empty: a comparison needs at least one")
         labels = [value.label for value in self.axis.values]
         names = [*self.methods, self.axis.name, *map(str, labels), *self.tests]
         for name in names:  # they are names of folders
