@@ -206,9 +206,24 @@ def test_a_missing_caption_names_line_item_view_and_way_out():
         )
     told = str(raised.value)
     for part in (
-        "m.jsonl:7", "'photo'", "view `source`", "(en of origin human)", "1 x en human, 1 x fr mt",
-        "machine translation", "data.views", "data.incomplete=drop",
+        "m.jsonl:7", "'photo'", "view `target`", "(de/zh made from its `source` caption)",
+        "1 x en human, 1 x fr mt", "by machine translation (`xlcm translate`)", "data.views",
+        "data.incomplete=drop",
     ):  # fmt: skip
         assert part in told, part
-    with pytest.raises(DataError, match="it has none"):
+    with pytest.raises(DataError, match=r"view `source` \(en of origin human\); it has none"):
         Views(CHAIN).draw(item(), np.random.default_rng(0))
+
+
+def test_chains_that_are_all_broken_somewhere_are_told_from_captions_that_lack():
+    both = {"source": View(langs=["en"])} | {
+        name: View(langs=[name], of="source") for name in ("de", "zh")
+    }
+    apart = item(
+        caption("a", "en"),
+        caption("b", "en"),
+        caption("a.de", "de", "a"),
+        caption("b.zh", "zh", "b"),
+    )
+    with pytest.raises(DataError, match=r"`source` \(en\) of which captions for all of `de`, `zh`"):
+        Views(both).draw(apart, np.random.default_rng(0))

@@ -176,11 +176,10 @@ def survey(
     for index in range(1 if alike else len(dataset)):
         item = dataset[index]
         fitting = draw.candidates(item)
-        missing = draw.lacking(fitting)
-        if missing:
+        if draw.lacking(fitting):
             spoilt = isinstance(dataset, Subset) and dataset.lost_captions(index)
             if incomplete == "error" and not spoilt:
-                raise DataError(draw.lacks(item, missing[0]))
+                raise DataError(draw.lacks(item))
             dropped.append(item.id)
             continue
         kept.append(index)

@@ -23,6 +23,7 @@ from xlcm.config import ConfigError, Section
 from xlcm.data.cleaning import CLEANINGS, Cleaning
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError
+from xlcm.data.view_names import one_language_each, parents_first
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item, Origin
 
@@ -101,9 +102,9 @@ class Views:
     def __init__(
         self, views: Mapping[str, View], counts: Mapping[str, Mapping[str, int]] | None = None
     ) -> None:
-        single, self._written = _one_language_each(views)
+        single, self._written = one_language_each(views)
         self.optional = frozenset(n for n in single if views[self._written[n]].optional)
-        self.views = {name: single[name] for name in _parents_first(views, single, self.optional)}
+        self.views = {name: single[name] for name in parents_first(views, single, self.optional)}
         self.odds = {
             name: {
                 lang: max(counts[name].get(lang, 0), 1) ** (1 / view.temperature) if counts else 1.0
@@ -153,15 +154,7 @@ class Views:
         }
 
     def _fitting(self, item: Item) -> dict[str, list[Caption]]:
-        fitting = {
-            name: [
-                caption
-                for caption in item.captions
-                if caption.lang in view.langs
-                and (view.origin is None or caption.origin in view.origin)
-            ]
-            for name, view in self.views.items()
-        }
+        fitting = {name: self._own(name, item) for name in self.views}
         for name in reversed(self.views):  # children before their parents
             parent = self.views[name].of
             if parent is not None and name not in self.optional:
@@ -172,6 +165,15 @@ class Views:
                 kept = {caption.id for caption in fitting[view.of]}
                 fitting[name] = [c for c in fitting[name] if c.of in kept]
         return fitting
+
+    def _own(self, name: str, item: Item) -> list[Caption]:
+        """Return the captions of a view's languages and origins, whatever they are made from."""
+        view = self.views[name]
+        return [
+            caption
+            for caption in item.captions
+            if caption.lang in view.langs and (view.origin is None or caption.origin in view.origin)
+        ]
 
     def _clean(self, name: str, item: Item, caption: Caption) -> Caption:
         how = self.views[name].clean
@@ -215,9 +217,8 @@ class Views:
                 leaves nothing of one.
         """
         fitting = self._fitting(item)
-        lacking = self.lacking(fitting)
-        if lacking:
-            raise DataError(self.lacks(item, lacking[0]))
+        if self.lacking(fitting):
+            raise DataError(self.lacks(item))
         drawn: dict[str, Caption] = {}
         for name, view in self.views.items():
             captions = fitting[name]
@@ -227,8 +228,11 @@ class Views:
                 captions = [c for c in captions if c.id == fixed]
             if captions:
                 drawn[name] = self._clean(name, item, self._one(name, captions, random))
-            elif name not in self.optional:
-                raise DataError(self.lacks(item, name))
+            elif name not in self.optional:  # such a row was numbered among other captions
+                raise DataError(
+                    f"{item.where or 'data'}: caption {fixed!r} of item {item.id!r} does not fit "
+                    f"the view `{name}`"
+                )
         return drawn
 
     def _one(self, name: str, captions: list[Caption], random: np.random.Generator) -> Caption:
@@ -239,9 +243,9 @@ class Views:
             captions = [caption for caption in captions if caption.lang == lang]
         return captions[int(random.integers(len(captions)))]
 
-    def lacks(self, item: Item, name: str) -> str:
+    def lacks(self, item: Item) -> str:
         """Return the sentence for an item without a caption for a view, with the way out."""
-        view = self.views[name]
+        name, more = self._first_gap(item)
         has = Counter((c.lang, c.origin) for c in item.captions)
         listed = ", ".join(f"{n} x {lang} {origin}" for (lang, origin), n in sorted(has.items()))
         skip = ""
@@ -249,9 +253,24 @@ class Views:
             skip = f"; data.views.{self.written(name)}.optional=true trains on its other languages"
         return (
             f"{item.where or 'data'}: item {item.id!r} has no caption for the view `{name}` "
-            f"({'/'.join(view.langs)}{self.wanted(name)}); it has {listed or 'none'}. Make it by "
-            "machine translation (`xlcm translate`), change data.views, or leave such items out "
-            f"with data.incomplete=drop{skip}"
+            f"({'/'.join(self.views[name].langs)}{self.wanted(name)}){more}; it has "
+            f"{listed or 'none'}. Make it by machine translation (`xlcm translate`), change "
+            f"data.views, or leave such items out with data.incomplete=drop{skip}"
+        )
+
+    def _first_gap(self, item: Item) -> tuple[str, str]:
+        """Return the first view, parents first, without a caption, and what one must have had."""
+        ids: dict[str, set[str]] = {}
+        for name, view in self.views.items():
+            found = self._own(name, item)
+            if view.of is not None:
+                found = [caption for caption in found if caption.of in ids[view.of]]
+            if not found and (name not in self.optional or self.first is None):
+                return name, ""
+            ids[name] = {caption.id for caption in found}
+        children = [f"`{name}`" for name, view in self.views.items() if view.of is not None]
+        return next(iter(self.lacking(self._fitting(item)))), (
+            f" of which captions for all of {', '.join(children)} are made"
         )
 
     def wanted(self, name: str) -> str:
@@ -263,54 +282,3 @@ class Views:
         same = [lang for lang in view.langs if lang in self.views[view.of].langs]
         own = f", whose own language {'/'.join(same)} is" if same else ""
         return f"{origin} made from its `{view.of}` caption{own}"
-
-
-def _one_language_each(views: Mapping[str, View]) -> tuple[dict[str, View], dict[str, str]]:
-    """Return the views with `every` taken apart, and by their names those of the config."""
-    single: dict[str, View] = {}
-    written: dict[str, str] = {}
-    for name, view in views.items():
-        for lang in view.langs if view.every else [None]:
-            made = name if lang is None else f"{name}.{lang}"
-            if made in single or (lang is not None and made in views):
-                raise ConfigError(
-                    f"data.views.{made}: {name!r} with every=true stands for a view of the same "
-                    "name; rename one of the two"
-                )
-            alone = {"langs": [lang], "every": False, "optional": False}
-            single[made] = view if lang is None else view.model_copy(update=alone)
-            written[made] = name
-    return single, written
-
-
-def _parents_first(
-    views: Mapping[str, View], single: Mapping[str, View], optional: frozenset[str]
-) -> list[str]:
-    for name, view in views.items():
-        if view.of is None:
-            continue
-        key = f"data.views.{name}.of"
-        if view.of in views and views[view.of].every:
-            one = f"{view.of}.{views[view.of].langs[0]}"
-            raise ConfigError(
-                f"{key}: {view.of!r} has a caption in every language; name the one that it is "
-                f"made from, such as {one!r}"
-            )
-        if view.of not in single:
-            hint = nearest(view.of, single) or f"; there are {', '.join(single)}"
-            raise ConfigError(f"{key}: no view is called {view.of!r}{hint}")
-        if view.of in optional:
-            raise ConfigError(
-                f"{key}: an item may lack {view.of!r}, as it is optional; make it needed "
-                "(optional=false), or take this view out"
-            )
-    ordered: list[str] = []
-    waiting = list(single)
-    while waiting:
-        ready = [n for n in waiting if single[n].of is None or single[n].of in ordered]
-        if not ready:
-            among = ", ".join(waiting)
-            raise ConfigError(f"data.views: `of` goes round in a circle among {among}")
-        ordered += ready
-        waiting = [n for n in waiting if n not in ready]
-    return ordered
