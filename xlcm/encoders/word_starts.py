@@ -28,9 +28,10 @@ def word_starts(
 ) -> Tensor:
     """Return `(size,)` bool, true on the ids of pieces that begin a word.
 
-    In a text without blanks (Chinese, Japanese, Thai) every piece begins one, and every Chinese
-    character that is spelt in bytes. A text's first piece begins one too, whatever stands here: not
-    every tokenizer puts a blank in front. Special tokens begin none.
+    In a text without blanks (Chinese, Japanese, Thai) every piece begins one, and so does every
+    Chinese character that is spelt in bytes; a blank that is a piece of its own is then a word by
+    itself. A text's first piece begins one too, whatever stands here: not every tokenizer puts a
+    blank in front. Special tokens begin none.
 
     Args:
         pieces: id by piece.
