@@ -167,7 +167,7 @@ def test_examples_of_the_docs_page_are_valid() -> None:
         encoding="utf-8"
     )
     examples = [yaml.safe_load(part.split("```")[0]) for part in page.split("```yaml\n")[1:]]
-    assert len(examples) == 7
+    assert len(examples) == 8
     for example in examples:
         assert check_part(image_encoders, example)["name"] == example["name"]
     code = page.split("```python\n")[1].split("```")[0]
