@@ -21,8 +21,9 @@ from xlcm.config import ConfigError, build, check_part, dump, load, read
 from xlcm.data.scenes import Scenes
 from xlcm.encoders.tokenizer import SentencePieceTokenizer
 from xlcm.models.dual_encoder import DualEncoder
-from xlcm.registry import Registry, image_encoders, losses, methods, models
+from xlcm.registry import Registry, image_encoders, losses, methods, models, text_encoders
 from xlcm.schema import DIALECT, SECTIONS, argument_docs, export
+from xlcm.training.stages import read_stages, shown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
@@ -30,6 +31,34 @@ SHIPPED = {
     "contrastive/own.yaml": "train",
     "contrastive/photos.yaml": "train",
     "contrastive/photos_floor.yaml": "train",
+    "c2kd/msrvtt.yaml": "train",
+    "c2kd/photos.yaml": "train",
+    "c2kd/rudder.yaml": "train",
+    "c2kd/scenes.yaml": "train",
+    "c2kd/vatex.yaml": "train",
+    "c2kd/youcook2.yaml": "train",
+    "cl2cm/mscoco_ja.yaml": "train",
+    "cl2cm/mscoco_zh.yaml": "train",
+    "cl2cm/multi30k_cs.yaml": "train",
+    "cl2cm/multi30k_de.yaml": "train",
+    "cl2cm/multi30k_fr.yaml": "train",
+    "cl2cm/photos.yaml": "train",
+    "cl2cm/scenes.yaml": "train",
+    "cl2cm/vatex_zh.yaml": "train",
+    "nrccr/mscoco_ja.yaml": "train",
+    "nrccr/mscoco_zh.yaml": "train",
+    "nrccr/msrvtt_cn_zh.yaml": "train",
+    "nrccr/multi30k_de_legacy.yaml": "train",
+    "nrccr/multi30k_task1_cs.yaml": "train",
+    "nrccr/multi30k_task1_cs_resnet.yaml": "train",
+    "nrccr/multi30k_task1_de.yaml": "train",
+    "nrccr/multi30k_task1_fr.yaml": "train",
+    "nrccr/multi30k_task2_cs.yaml": "train",
+    "nrccr/multi30k_task2_de.yaml": "train",
+    "nrccr/multi30k_task2_fr.yaml": "train",
+    "nrccr/photos.yaml": "train",
+    "nrccr/scenes.yaml": "train",
+    "nrccr/vatex_zh.yaml": "train",
     "benchmarks/noise.yaml": "benchmark",
     "benchmarks/photos_mt.yaml": "benchmark",
     "encode/photos.yaml": "encode",
@@ -40,10 +69,51 @@ SHIPPED = {
 }
 """Every file under configs/ and the recipe that reads it. A new config joins here."""
 
+BASES = {
+    "nrccr/base.yaml", "nrccr/base_image.yaml", "nrccr/base_video.yaml", "c2kd/base.yaml",
+    "cl2cm/base.yaml", "cl2cm/base_image.yaml", "cl2cm/base_video.yaml",
+}  # fmt: skip
+"""Files that others extend, and that name no data of their own."""
+
+STANDS_FOR = {
+    "google-bert/bert-base-multilingual-cased": "bert",
+    "google-bert/bert-base-multilingual-uncased": "bert",
+    "sentence-transformers/LaBSE": "bert",
+    "sentence-transformers/distiluse-base-multilingual-cased-v2": "distilbert",
+    "FacebookAI/xlm-roberta-base": "xlm-roberta",
+    "openai/clip-vit-base-patch32": "clip_vision_model",
+}
+"""Kind of each backbone of the hub; without options transformers builds it as wide and deep."""
+
 
 def section(recipe: str) -> Any:
     module, _, name = SECTIONS[recipe].partition(":")
     return getattr(__import__(module, fromlist=[name]), name)
+
+
+def runs(name: str) -> list[Any]:
+    """Return what a config does: one run, or one for each stage."""
+    recipe = SHIPPED[name]
+    return (
+        read_stages(CONFIGS / name)
+        if recipe == "train"
+        else [load(section(recipe), CONFIGS / name)]
+    )
+
+
+def offline(spec: dict, tokenizer: str) -> dict:
+    """Return a tower's config without the hub and files that may not be here, as large as it was."""
+    spec = dict(spec)
+    if "encoder" in spec:
+        spec["encoder"] = offline(spec["encoder"], tokenizer)
+    if spec["name"] == "hf":
+        architecture = {"model_type": STANDS_FOR[spec["backbone"]]}
+        spec |= {"backbone": None, "weights": None, "architecture": architecture}
+    own = spec.get("tokenizer")
+    if own is not None and not Path(str(own.get("path"))).exists():
+        limit = own["max_tokens"]
+        spec["tokenizer"] = {"name": "sentencepiece", "path": tokenizer, "max_tokens": limit}
+    return spec
 
 
 def tree(config: Any) -> dict:
@@ -69,34 +139,87 @@ def tokenizer(tmp_path_factory) -> str:
 
 def test_the_list_of_configs_is_whole():
     found = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml")}
-    assert found == set(SHIPPED)
+    assert found == {*SHIPPED, *BASES}
+
+
+def extended(path: Path) -> Iterator[Path]:
+    """Yield the files that a config extends, and those that they do."""
+    parents = plain(path.relative_to(CONFIGS).as_posix()).get("extends", [])
+    for parent in [parents] if isinstance(parents, str) else parents:
+        above = (path.parent / parent).resolve()
+        yield above
+        yield from extended(above)
+
+
+def test_every_base_is_extended_by_a_config_that_is_run():
+    used = {above for name in SHIPPED for above in extended(CONFIGS / name)}
+    assert {CONFIGS / name for name in BASES} <= used
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_loads_and_what_it_prints_loads_to_the_same(name, tmp_path):
-    config = load(section(SHIPPED[name]), CONFIGS / name)
-    (tmp_path / "printed.yaml").write_text(dump(config), encoding="utf-8")
-    assert tree(load(type(config), tmp_path / "printed.yaml")) == tree(config)
+    printed = tmp_path / "printed.yaml"
+    if SHIPPED[name] == "train":
+        printed.write_text(shown(CONFIGS / name), encoding="utf-8")
+        again = read_stages(printed)
+    else:
+        (config,) = runs(name)
+        printed.write_text(dump(config), encoding="utf-8")
+        again = [load(type(config), printed)]
+    assert [tree(one) for one in again] == [tree(one) for one in runs(name)]
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in SHIPPED.items() if recipe == "train"])
 def test_every_model_and_method_is_built(name, tokenizer, monkeypatch):
-    """Without pretrained weights, and with a small tokenizer in place of the one to be trained."""
-    config = load(section("train"), CONFIGS / name)
-    spec = config.model
-    if spec["text"]["tokenizer"]["name"] == "sentencepiece":
-        spec["text"]["tokenizer"] |= {"path": tokenizer}
+    """Without weights, with architectures of the hub's sizes and a small tokenizer.
+
+    Stages are built one on another, so that a teacher that doesn't fit is found.
+    """
     monkeypatch.chdir(REPOSITORY)
-    if not Path(str(spec["text"]["tokenizer"].get("path"))).exists():
-        pytest.skip(f"needs the vocabulary {spec['text']['tokenizer']['path']}, which is not here")
+    built: dict[str, DualEncoder] = {}
+    monkeypatch.setattr(DualEncoder, "from_pretrained", built.__getitem__)
+    for config in runs(name):
+        spec = {tower: offline(config.model[tower], tokenizer) for tower in ("image", "text")}
+        with torch.device("meta"):
+            model = build(models, {**config.model, **spec})
+            method = build(methods, config.method, model)
+        assert method.retriever is model
+        assert set(method.views) <= set(config.data.views)
+        langs = {lang for view in config.data.views.values() for lang in view.langs}
+        assert config.evaluation.source_lang in langs
+        assert set(config.evaluation.langs or ()) <= langs
+        built[f"{config.run.output}/model"] = model
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("nrccr/multi30k_task1_de.yaml", 3), ("nrccr/multi30k_task2_cs.yaml", 3),
+        ("nrccr/multi30k_de_legacy.yaml", 3), ("nrccr/mscoco_ja.yaml", 3),
+        ("nrccr/vatex_zh.yaml", 5), ("nrccr/msrvtt_cn_zh.yaml", 5),
+    ],
+)  # fmt: skip
+def test_nrccr_trains_the_published_blocks_of_mbert_and_no_clip(name, first, tokenizer):
+    (config,) = runs(name)
     with torch.device("meta"):
-        model = build(models, spec)
-        method = build(methods, config.method, model)
-    assert method.retriever is model
-    assert set(method.views) <= set(config.data.views)
-    assert config.evaluation.source_lang in {
-        lang for view in config.data.views.values() for lang in view.langs
-    }
+        text = build(text_encoders, offline(config.model["text"], tokenizer))
+        image = build(image_encoders, offline(config.model["image"], tokenizer))
+    embeddings, *blocks, refined = text.layers()
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in blocks]
+    assert trained == [number >= first for number in range(12)]
+    assert not any(p.requires_grad for p in embeddings.parameters())
+    assert all(p.requires_grad for p in refined.parameters())
+    assert image.frozen == (config.model["image"]["name"] == "hf")
+
+
+def test_teachers_of_c2kd_are_the_three_that_were_published():
+    *teachers, student = runs("c2kd/msrvtt.yaml")
+    assert [STANDS_FOR[one.model["text"]["backbone"]] for one in teachers] == [
+        "distilbert", "bert", "xlm-roberta",
+    ]  # fmt: skip
+    assert student.method["teachers"] == [f"{one.run.output}/model" for one in teachers]
+    assert {one.model["temperature"] for one in teachers} == {0.05}
+    assert student.model["temperature"] == 0.1
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in SHIPPED.items() if recipe == "encode"])
@@ -285,9 +408,12 @@ def test_a_schema_is_valid_by_its_dialect(schemas, recipe):
     Draft202012Validator.check_schema(schema)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *sorted(BASES)])
 def test_every_shipped_config_fits_the_schema(schemas, name):
-    schema = schemas[SHIPPED[name]]
+    schema = schemas[SHIPPED.get(name, "train")]
+    if name in BASES:  # what it lacks comes from the files that extend it
+        assert list(violations({"extends": [], **plain(name)}, schema, schema)) == []
+        return
     assert list(violations(plain(name), schema, schema)) == []
     try:
         from jsonschema import Draft202012Validator
