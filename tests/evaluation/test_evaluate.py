@@ -8,7 +8,10 @@ import torch
 
 from xlcm.config import build
 from xlcm.data.dataset import ManifestDataset
+from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
+from xlcm.data.scenes import Scenes
+from xlcm.data.subset import Subset
 from xlcm.evaluation.evaluate import EvaluationConfig, evaluate
 from xlcm.evaluation.retrieval import evaluate_embeddings
 from xlcm.registry import models
@@ -131,6 +134,64 @@ def test_a_language_without_captions_is_said_with_the_keys_to_change(tiny_data, 
     model, dataset = opened(tiny_data, path=manifest)
     with pytest.raises(ValueError, match=r"'test'.*origin human in fr.*evaluation.langs"):
         evaluate(model, dataset, EvaluationConfig(langs=["en", "fr"]))
+
+
+def frames(data, tmp_path, keep=(), tokens=True):
+    """Return a model of frames and a split whose items name only what is in `keep`."""
+    lines = [json.loads(line) for line in (data / "tiny.jsonl").read_text().splitlines()]
+    lines = [{**item, "video": f"{item['id']}.mp4"} for item in lines if item["split"] == "test"]
+    out = {"image", "video"} - set(keep)
+    lines = [{k: v for k, v in item.items() if k not in out} for item in lines]
+    (tmp_path / "frames.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    kind = "tokens" if tokens else "pooled"
+    with FeatureWriter(tmp_path / "frames", kind=kind, dim=8, dtype="float32") as store:
+        for number, item in enumerate(lines):
+            rows = torch.randn(1 + number % 3, 8)
+            store.add(item["id"], rows if tokens else rows[0])
+    image = {"name": "features", "width": 8, "tokens": tokens}
+    model = build(models, tiny.tree(data, data, model={"image": image})["model"])
+    split = {"path": str(tmp_path / "frames.jsonl"), "split": "test"}
+    return model, ManifestDataset(**split, features=str(tmp_path / "frames"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "tokens", "asked", "said"),
+    [
+        (["video"], True, None, "video"),
+        (["video", "image"], False, None, "video"),
+        ([], True, None, "video"),  # frames, and no word about images
+        (["image"], True, None, "image"),  # regions of an image
+        ([], False, None, "image"),
+        (["image"], True, "video", "video"),
+        (["video"], True, "image", "image"),
+    ],
+)
+def test_directions_are_called_by_what_items_name(tiny_data, tmp_path, keep, tokens, asked, said):
+    model, dataset = frames(tiny_data, tmp_path, keep, tokens)
+    for split in (dataset, Subset(dataset, range(8))):
+        config = QUICK.model_copy(update={"visual": asked})
+        report = evaluate(model, split, config).report
+        assert report.directions == [f"text_to_{said}", f"{said}_to_text"]
+
+
+def test_patches_of_scenes_are_pictures(tmp_path, tiny_data):
+    with FeatureWriter(tmp_path / "store", kind="tokens", dim=8) as store:
+        for number in range(4):
+            store.add(f"scenes-test-{number:06d}", torch.randn(3, 8))
+    model, _ = frames(tiny_data, tmp_path)
+    dataset = Scenes(split="test", size=4, cache=None, features=str(tmp_path / "store"))
+    assert evaluate(model, dataset, QUICK).report.directions == ["text_to_image", "image_to_text"]
+
+
+def test_ties_and_the_official_number_of_queries_come_from_the_config(tiny_data):
+    model, dataset = opened(tiny_data)
+    changes = {"ties": "favourable", "official_queries": 20, "bootstrap": 0}
+    report = evaluate(model, dataset, QUICK.model_copy(update=changes)).report
+    plain = evaluate(model, dataset, QUICK).report
+    assert report.result("de").r10 == pytest.approx(plain.result("de").r10 * 16 / 20)
+    assert report.protocol["ties"].startswith("favourable")
+    with pytest.raises(ValueError, match=r"'en': official_queries is 15, but 16 captions"):
+        evaluate(model, dataset, QUICK.model_copy(update={"official_queries": 15}))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

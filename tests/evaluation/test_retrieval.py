@@ -118,7 +118,9 @@ def test_a_single_pair_has_a_report() -> None:
 
 
 def test_video_names_the_directions() -> None:
-    assert report(visual="video").directions == ["text_to_video", "video_to_text"]
+    found = report(visual="video")
+    assert found.directions == ["text_to_video", "video_to_text"]
+    assert found.result("de") == found.result("de", "text_to_video")
 
 
 def test_same_seed_gives_the_same_report_and_another_seed_other_intervals() -> None:

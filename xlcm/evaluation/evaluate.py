@@ -6,53 +6,32 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from xlcm.config import Section
 from xlcm.data.collate import stack_visuals
 from xlcm.data.dataset import Dataset
 from xlcm.data.manifest import DataError
+from xlcm.data.subset import Subset
 from xlcm.distributed import gather, rank, world
+from xlcm.evaluation.fusion import fused_results
+from xlcm.evaluation.queries import Queries
+from xlcm.evaluation.queries import queries as queries
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.evaluation.retrieval import evaluate_embeddings
+from xlcm.evaluation.settings import EvaluationConfig as EvaluationConfig
 from xlcm.evaluation.sheet import retrieval_sheet, sheet_rows
 from xlcm.models.encoding import bar, by_length, inference
-from xlcm.types import Origin, Visual
+from xlcm.types import Visual
 
 log = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 5
-
-
-class EvaluationConfig(Section):
-    """How a model is judged.
-
-    Args:
-        langs: languages of the queries; None: every language of the split.
-        origins: which captions are queries.
-        source_lang: the language that gaps are measured to.
-        gallery: `all` images of the split, or only those `captioned` in the query's language.
-        batch_size: images or captions encoded at once.
-        bootstrap: resamples for the 95 % intervals.
-        sheet_langs: languages shown on the sheet of found pictures; None: the first four.
-        sheet_queries: queries a language on the sheet; 0: no sheet.
-    """
-
-    langs: list[str] | None = None
-    origins: list[Origin] = ["human"]
-    source_lang: str = "en"
-    gallery: Literal["all", "captioned"] = "all"
-    batch_size: Annotated[int, Field(gt=0)] = 256
-    bootstrap: Annotated[int, Field(ge=0)] = 1000
-    sheet_langs: list[str] | None = None
-    sheet_queries: Annotated[int, Field(ge=0)] = 2
 
 
 class SplitResult:
@@ -120,57 +99,58 @@ def evaluate(
         protocol: joins the report's.
 
     Raises:
-        DataError: naming file and line of a picture or features that can't be had; or if no
-            caption fits.
+        DataError: naming file and line of a picture or features that can't be had; if no caption
+            fits; naming the caption that has no translation, where scores are fused.
     """
     config = config or EvaluationConfig()
-    texts, owners = queries(dataset, config)
+    asked = queries(dataset, config)
+    size = config.batch_size
     with inference(retriever):
-        image = _images(retriever, dataset, config.batch_size, workers, progress)
+        image = _images(retriever, dataset, size, workers, progress)
         text = {
-            lang: (_texts(retriever, texts[lang], lang, config.batch_size, progress), owners[lang])
-            for lang in texts
+            lang: (_texts(retriever, texts, lang, size, progress), asked.owners[lang])
+            for lang, texts in asked.texts.items()
         }
+        translation = {
+            lang: _texts(retriever, texts, config.source_lang, size, progress)
+            for lang, texts in asked.translations.items()
+        }
+    rules: dict[str, Any] = {
+        "visual": config.visual or _visual(asked, retriever, dataset),
+        "gallery": config.gallery,
+        "ties": config.ties,
+        "official_queries": config.official_queries,
+        "bootstrap": config.bootstrap,
+    }
+    notes = {"queries": "captions of origin " + ", ".join(config.origins)}
+    if config.fusion is not None:
+        notes["fusion"] = (
+            "w times the scores of the machine translation + (1 - w) times those of the query, "
+            "each scaled to [0, 1] over all pairs"
+        )
     report = evaluate_embeddings(
         image,
         text,
         dataset=dataset.name,
         split=dataset.split,
         source_lang=config.source_lang,
-        gallery=config.gallery,
-        bootstrap=config.bootstrap,
         top_k=top_k,
-        protocol={"queries": "captions of origin " + ", ".join(config.origins), **(protocol or {})},
+        protocol={**notes, **(protocol or {})},
+        **rules,
     )
-    return SplitResult(report, texts, dataset)
+    if config.fusion is not None:
+        report.fused = fused_results(image, text, translation, config.fusion.weights, **rules)
+    return SplitResult(report, asked.texts, dataset)
 
 
-def queries(
-    dataset: Dataset, config: EvaluationConfig
-) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
-    """Return by language the captions that are asked with, and the numbers of their items.
-
-    Raises:
-        DataError: if there are none, in a language that was asked for or at all.
-    """
-    texts: dict[str, list[str]] = {lang: [] for lang in config.langs or ()}
-    owners: dict[str, list[int]] = {lang: [] for lang in config.langs or ()}
-    for index in range(len(dataset)):
-        for caption in dataset[index].captions:
-            if caption.origin not in config.origins:
-                continue
-            if config.langs is not None and caption.lang not in texts:
-                continue
-            texts.setdefault(caption.lang, []).append(caption.text)
-            owners.setdefault(caption.lang, []).append(index)
-    empty = [lang for lang, found in texts.items() if not found]
-    if empty or not texts:
-        which = f"in {', '.join(empty)}" if empty else "at all"
-        raise DataError(
-            f"{dataset.name}, split {dataset.split!r}: no captions of origin "
-            f"{'/'.join(config.origins)} {which}; set evaluation.langs or evaluation.origins"
-        )
-    return texts, {lang: torch.tensor(owner) for lang, owner in owners.items()}
+def _visual(asked: Queries, retriever: Any, dataset: Dataset) -> Literal["image", "video"]:
+    """Return what items without a word about it are: features of frames come from videos."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    store = getattr(dataset, "store", None)
+    frames = retriever.image.transform is None and store is not None and store.kind == "tokens"
+    drawn = hasattr(dataset, "drawing")
+    return asked.visual or ("video" if frames and not drawn else "image")
 
 
 class _Visuals(TorchDataset):

@@ -44,7 +44,7 @@ def resample(
         seed: of the draws.
     """
     rank = queries.rank
-    hits = [(rank <= k).astype(float) for k in CUTOFFS]
+    hits = [(rank <= k) * queries.present for k in CUTOFFS]
     columns = np.stack([*hits, rank, queries.average_precision, np.ones_like(rank)], axis=1)
     by_image = np.zeros((images, columns.shape[1]))
     np.add.at(by_image, queries.image, columns)

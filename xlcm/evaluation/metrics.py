@@ -33,6 +33,7 @@ class QueryStatistics:
         image: `(Q,)` the image that a query is or describes; intervals draw images.
         right: `(Q,)` how many right answers the gallery holds for it.
         gallery: how many candidates were ranked.
+        official: how many queries recalls are shares of; those beyond Q are misses. None: Q.
     """
 
     rank: Floats
@@ -40,13 +41,32 @@ class QueryStatistics:
     image: NDArray[np.int64]
     right: NDArray[np.int64]
     gallery: int
+    official: int | None = None
+
+    @property
+    def present(self) -> float:
+        """The share of the official queries that could be asked, in (0, 1]."""
+        return 1.0 if self.official is None else len(self.rank) / self.official
 
 
-def text_to_image(ranks: Ranks) -> QueryStatistics:
-    """Each caption looks for its one image; its average precision is 1 / rank."""
+def text_to_image(ranks: Ranks, *, official: int | None = None) -> QueryStatistics:
+    """Each caption looks for its one image; its average precision is 1 / rank.
+
+    Args:
+        ranks: of one language.
+        official: how many captions the benchmark asks with, for recalls; None: those ranked.
+
+    Raises:
+        ValueError: if more were ranked than there officially are.
+    """
     rank = ranks.text_to_image.numpy()
     owner = ranks.caption_image.numpy()
-    return QueryStatistics(rank, 1 / rank, owner, np.ones_like(owner), ranks.gallery)
+    if official is not None and official < len(rank):
+        raise ValueError(
+            f"official_queries is {official:,}, but {len(rank):,} captions were asked with: give "
+            "the number of the whole benchmark, or leave it out"
+        )
+    return QueryStatistics(rank, 1 / rank, owner, np.ones_like(owner), ranks.gallery, official)
 
 
 def image_to_text(ranks: Ranks) -> QueryStatistics:
@@ -59,9 +79,13 @@ def image_to_text(ranks: Ranks) -> QueryStatistics:
 
 
 def figures(queries: QueryStatistics) -> dict[str, float]:
-    """Return recalls in percent, `median_rank`, `mean_rank`, and `map` in percent."""
+    """Return recalls in percent, `median_rank`, `mean_rank`, and `map` in percent.
+
+    Recalls are shares of the official queries, the others are means over those asked: missing
+    pictures have no rank.
+    """
     rank = queries.rank
-    found = {f"r{k}": 100 * float(np.mean(rank <= k)) for k in CUTOFFS}
+    found = {f"r{k}": 100 * float(np.mean(rank <= k)) * queries.present for k in CUTOFFS}
     return found | {
         "median_rank": float(np.median(rank)),
         "mean_rank": float(np.mean(rank)),
@@ -90,7 +114,10 @@ def chance(queries: QueryStatistics) -> dict[str, float]:
     def mean(values: Sequence[float]) -> float:
         return float(np.dot(weights, values))
 
-    found = {f"r{k}": 100 * mean([1 - missed(int(c), k) for c in kinds]) for k in CUTOFFS}
+    found = {
+        f"r{k}": 100 * mean([1 - missed(int(c), k) for c in kinds]) * queries.present
+        for k in CUTOFFS
+    }
     return found | {
         "mean_rank": mean([(size + 1) / (int(c) + 1) for c in kinds]),
         "map": 100 * mean([precision(int(c)) for c in kinds]),

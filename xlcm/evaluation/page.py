@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 HEAD = ("Language", "R@1", "R@5", "R@10", "MedR", "MeanR", "mAP", "Queries", "Gallery")
 
+TRANSLATOR = (
+    "w times the scores of the query's machine translation into the source language, and 1 - w "
+    "times those of the query as it is, both scaled to [0, 1] over all pairs of the test set. Such "
+    "a search calls a translator for each query; the figures above do without."
+)
+
 
 def words(direction: str) -> str:
     """Return `text → image` for `text_to_image`."""
@@ -33,14 +39,16 @@ def plain(report: RetrievalReport) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([f"{report.dataset}, {report.split}", *lines, *_remarks(report)])
+    title = f"{report.dataset}, {report.split}"
+    return "\n".join([title, *lines, *_remarks(report), *_fused_lines(report)])
 
 
 def table(report: RetrievalReport) -> Table:
     """Return the figures as a rich table."""
     from rich.table import Table
 
-    out = Table(title=f"{report.dataset}, {report.split}", caption=" ".join(_remarks(report)))
+    caption = " ".join([*_remarks(report), *_fused_lines(report)])
+    out = Table(title=f"{report.dataset}, {report.split}", caption=caption)
     out.add_column("Direction")
     out.add_column("Language")
     for name in (*HEAD[1:], "SumR"):
@@ -66,7 +74,10 @@ def markdown(report: RetrievalReport) -> str:
         body += _chance_rows(rows)
         lines += [f"## {words(direction).capitalize()}", "", *_table(HEAD, body), ""]
     lines += ["## Languages", "", *_table(*_languages(report)), ""]
-    lines += [*_remarks(report), "", "## Protocol", ""]
+    lines += [*_remarks(report), ""]
+    if report.fused:
+        lines += ["## With the query's translation", "", TRANSLATOR, "", *_fused(report), ""]
+    lines += ["## Protocol", ""]
     lines += [f"- {_words(name)}: {_words(value)}" for name, value in report.protocol.items()]
     lines += [
         "",
@@ -121,6 +132,31 @@ def _languages(report: RetrievalReport) -> tuple[tuple[str, ...], list[tuple[str
     if len(body) > 1:
         body.append(("*mean*", f"{report.sum_r_mean:.1f}", ""))
     return (head if report.gap_to.get("sum_r") else head[:2]), body
+
+
+def _fused(report: RetrievalReport) -> list[str]:
+    """Return the table of fused figures: languages, and weights from 0 (unfused) on."""
+    head = ["Language", "w"]
+    head += [f"{words(way)} {name}" for way in report.directions for name in HEAD[1:4]]
+    body = []
+    for lang in report.fused[0].sum_r:
+        kinds = [(0.0, report.results, report.sum_r, report.sum_r_ci95)]
+        kinds += [(one.weight, one.results, one.sum_r, one.sum_r_ci95) for one in report.fused]
+        for place, (weight, results, sums, intervals) in enumerate(kinds):
+            rows = [row for row in results if row.lang == lang]
+            shown = [f"{value:.1f}" for row in rows for value in (row.r1, row.r5, row.r10)]
+            total = f"{sums[lang]:.1f}" + _bracket(intervals.get(lang))
+            body.append((lang, f"{weight:g}" if place else "not fused", *shown, total))
+    return _table([*head, "SumR"], body)
+
+
+def _fused_lines(report: RetrievalReport) -> list[str]:
+    return [
+        f"Fused with weight {one.weight:g} with the translation of each query: SumR "
+        + ", ".join(f"{lang} {value:.1f}" for lang, value in one.sum_r.items())
+        + "."
+        for one in report.fused
+    ]
 
 
 def _bracket(ends: Sequence[float] | None) -> str:

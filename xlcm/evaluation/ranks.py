@@ -12,11 +12,15 @@ duplicated embeddings tie.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from xlcm.evaluation.tiles import Scores, TopK, count_ahead
+
+Ties: TypeAlias = Literal["average", "favourable"]
+EQUAL: dict[Ties, float] = {"average": 0.5, "favourable": 0.0}
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Ranks:
 
     Args:
         text_to_image: `(M,)` rank of a caption's image among the N images:
-            1 + number of greater scores + half the number of equal ones.
+            1 + number of greater scores + half the number of equal ones (none of them with
+            favourable ties).
         image_to_text: `(Q,)` best rank of an image's right captions among the M captions:
             1 + wrong captions with a greater score + half the wrong ones with an equal score.
             Right captions never count against one another.
@@ -53,6 +58,7 @@ def retrieval_ranks(
     caption_image: Tensor,
     *,
     top_k: int = 0,
+    ties: Ties = "average",
     tile: tuple[int, int] = (512, 4096),
 ) -> Ranks:
     """Rank every right answer in both directions with one matrix product a tile.
@@ -68,6 +74,8 @@ def retrieval_ranks(
             without a caption stay in the gallery as wrong answers.
         top_k: how many of the best answers to keep for each query, cut to the gallery; takes
             about as long again as the products.
+        ties: `average`: a wrong answer with the right one's score counts half; `favourable`: it
+            doesn't count, which gives a collapsed model R@1 = 100 %.
         tile: images x captions whose scores exist at one time; any size gives the same ranks.
 
     Raises:
@@ -77,7 +85,7 @@ def retrieval_ranks(
     _check(image, text, caption_image, top_k, tile)
     owner = caption_image.to(image.device, torch.int64)
     scores = Scores(image.detach().float(), text.detach().float(), owner, tile=tile)
-    counted = count_ahead(scores, top_k=top_k)
+    counted = count_ahead(scores, top_k=top_k, equal=EQUAL[ties])
     owner = owner.cpu()
     images, best, precision = _by_image(owner, counted.captions_ahead.cpu())
     return Ranks(

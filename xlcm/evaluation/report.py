@@ -43,6 +43,23 @@ class DirectionResult:
 
 
 @dataclass
+class FusedResult:
+    """Figures of the queries' scores fused with those of their machine translations.
+
+    Args:
+        weight: of the translations' scores, in [0, 1].
+        results: a row for each language but the source, and direction.
+        sum_r: by language.
+        sum_r_ci95: by language `[low, high]`.
+    """
+
+    weight: float
+    results: list[DirectionResult]
+    sum_r: dict[str, float]
+    sum_r_ci95: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
 class RetrievalReport:
     """All that an evaluation found; what `report.json` holds.
 
@@ -58,6 +75,8 @@ class RetrievalReport:
             over how many images and the value of each direction stand in `protocol`.
         gap_to: `lang`, the source language, and by other language `sum_r` (its SumR minus that
             of the source, negative where it is worse) and `ci95` of that.
+        fused: figures with the queries' translations, one entry a weight, where they were asked
+            for; everything else in the report is without.
         ranks: by language, every rank and, if asked for, the best answers; not saved.
     """
 
@@ -69,6 +88,7 @@ class RetrievalReport:
     sum_r_ci95: dict[str, list[float]] = field(default_factory=dict)
     mean_rank_variance: float | None = None
     gap_to: dict[str, Any] = field(default_factory=dict)
+    fused: list[FusedResult] = field(default_factory=list)
     ranks: dict[str, Ranks] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -86,12 +106,13 @@ class RetrievalReport:
         """The directions, text to picture first."""
         return list(dict.fromkeys(result.direction for result in self.results))
 
-    def result(self, lang: str, direction: str = "text_to_image") -> DirectionResult:
-        """Return one row.
+    def result(self, lang: str, direction: str | None = None) -> DirectionResult:
+        """Return one row; by default from text to picture or video.
 
         Raises:
             KeyError: if there is none; the message names those that there are.
         """
+        direction = direction or self.directions[0]
         for row in self.results:
             if (row.lang, row.direction) == (lang, direction):
                 return row
@@ -102,13 +123,10 @@ class RetrievalReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `report.json` holds."""
-        return {
-            f.name: [asdict(row) for row in self.results]
-            if f.name == "results"
-            else getattr(self, f.name)
-            for f in fields(self)
-            if f.name != "ranks"
-        }
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ranks"}
+        found["results"] = [asdict(row) for row in self.results]
+        found["fused"] = [asdict(one) for one in self.fused]
+        return found if self.fused else {k: v for k, v in found.items() if k != "fused"}
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json` and `report.md`, each aside and then renamed."""
@@ -133,6 +151,9 @@ class RetrievalReport:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             data["results"] = [DirectionResult(**row) for row in data["results"]]
+            for one in data.get("fused", ()):
+                one["results"] = [DirectionResult(**row) for row in one["results"]]
+            data["fused"] = [FusedResult(**one) for one in data.get("fused", ())]
             return cls(**data)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a retrieval report: {error!r}") from error

@@ -13,11 +13,15 @@ from torch import Tensor
 from xlcm.evaluation import metrics
 from xlcm.evaluation.intervals import interval, resample
 from xlcm.evaluation.metrics import METRICS, Floats, QueryStatistics
-from xlcm.evaluation.ranks import Ranks, retrieval_ranks
+from xlcm.evaluation.ranks import EQUAL, Ranks, Ties, retrieval_ranks
 from xlcm.evaluation.report import DirectionResult, RetrievalReport
 from xlcm.evaluation.tiles import TopK
 
 RECALLS = METRICS[:3]
+TIES: dict[Ties, str] = {
+    "average": "average: 1 + greater + equal / 2",
+    "favourable": "favourable: 1 + greater",
+}
 Draws = dict[str, Floats]
 
 
@@ -30,6 +34,8 @@ def evaluate_embeddings(
     source_lang: str = "en",
     visual: Literal["image", "video"] = "image",
     gallery: Literal["all", "captioned"] = "all",
+    ties: Ties = "average",
+    official_queries: int | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     top_k: int = 0,
@@ -51,6 +57,11 @@ def evaluate_embeddings(
             caption in its language, so that languages are compared on the same gallery.
             `captioned` leaves such pictures out, as benchmarks do that publish a smaller
             gallery for some language. Captions are ranked against those of their language.
+        ties: how a wrong answer counts that scores as much as the right one; see
+            `retrieval_ranks`.
+        official_queries: how many captions of a language the benchmark asks with. Where fewer can
+            be asked because pictures are missing, recalls of text to image count the others as
+            misses; ranks and mAP are of those asked.
         bootstrap: resamples of the 95 % intervals; 0 for none.
         seed: of the resamples.
         top_k: keep the best answers to each query in `report.ranks`, by index into `image` or
@@ -65,16 +76,20 @@ def evaluate_embeddings(
         raise ValueError("no captions in any language: `text` is empty")
     if gallery not in ("all", "captioned"):
         raise ValueError(f"gallery must be 'all' or 'captioned', got {gallery!r}")
+    if ties not in EQUAL:
+        raise ValueError(f"ties must be one of {', '.join(EQUAL)}, got {ties!r}")
     ranks: dict[str, Ranks] = {}
+    asked: dict[str, QueryStatistics] = {}
     for lang, (rows, owner) in text.items():
         try:
-            ranks[lang] = _ranks(image, rows, owner, gallery == "captioned", top_k)
+            ranks[lang] = _ranks(image, rows, owner, gallery == "captioned", top_k, ties)
+            asked[lang] = metrics.text_to_image(ranks[lang], official=official_queries)
         except ValueError as error:
             raise ValueError(f"captions in {lang!r}: {error}") from error
 
     names = (f"text_to_{visual}", f"{visual}_to_text")
     queries = {
-        names[0]: {lang: metrics.text_to_image(found) for lang, found in ranks.items()},
+        names[0]: asked,
         names[1]: {lang: metrics.image_to_text(found) for lang, found in ranks.items()},
     }
     draws = {
@@ -103,10 +118,11 @@ def evaluate_embeddings(
         split=split,
         protocol={
             "gallery": gallery,
-            "ties": "average: 1 + greater + equal / 2",
+            "ties": TIES[ties],
             "intervals": f"{bootstrap} bootstrap resamples of images, seed {seed}"
             if bootstrap
             else "none",
+            **({} if official_queries is None else {"official_queries": official_queries}),
             **spread_notes,
             **(protocol or {}),
         },
@@ -119,14 +135,16 @@ def evaluate_embeddings(
     )
 
 
-def _ranks(image: Tensor, text: Tensor, owner: Tensor, captioned: bool, top_k: int) -> Ranks:
+def _ranks(
+    image: Tensor, text: Tensor, owner: Tensor, captioned: bool, top_k: int, ties: Ties
+) -> Ranks:
     kept = torch.unique(owner.cpu())
     if not captioned or len(kept) == len(image) or not len(kept):
-        return retrieval_ranks(image, text, owner, top_k=top_k)
+        return retrieval_ranks(image, text, owner, top_k=top_k, ties=ties)
     if int(kept[0]) < 0 or int(kept[-1]) >= len(image):
         return retrieval_ranks(image, text, owner)  # which says what is wrong
     inner = torch.searchsorted(kept, owner.cpu())
-    found = retrieval_ranks(image[kept.to(image.device)], text, inner, top_k=top_k)
+    found = retrieval_ranks(image[kept.to(image.device)], text, inner, top_k=top_k, ties=ties)
     best = found.top_images
     return replace(  # numbers of the caller's images again
         found,

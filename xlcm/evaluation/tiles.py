@@ -29,7 +29,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Ahead:
-    """Wrong answers before the right one; equal ones count half.
+    """Wrong answers before the right one; equal ones count half, or as `count_ahead` was told.
 
     Args:
         images_ahead: `(M,)` float64, images before the image of each caption.
@@ -101,16 +101,17 @@ def _full_precision() -> Iterator[None]:
 
 
 @torch.no_grad()
-def count_ahead(scores: Scores, *, top_k: int = 0) -> Ahead:
+def count_ahead(scores: Scores, *, top_k: int = 0, equal: float = 0.5) -> Ahead:
     """Sweep all tiles once and count in both directions.
 
     Args:
         scores: what to rank.
         top_k: how many of the best answers to keep for each query.
+        equal: what a wrong answer counts whose score equals the right one's.
     """
     image, text = scores.image, scores.text
     height, width = scores.tile
-    sweep = _Sweep(scores)
+    sweep = _Sweep(scores, equal)
     kept_images = _Best(len(text), min(top_k, len(image)), image.device)
     kept_captions = _Best(len(image), min(top_k, len(text)), image.device)
     flat = torch.empty(height * width, device=image.device)
@@ -133,8 +134,9 @@ def count_ahead(scores: Scores, *, top_k: int = 0) -> Ahead:
 class _Sweep:
     """Counts that grow tile by tile."""
 
-    def __init__(self, scores: Scores) -> None:
+    def __init__(self, scores: Scores, equal: float) -> None:
         self.scores = scores
+        self.equal = equal
         self.images_ahead = torch.zeros_like(scores.right)
         self.captions_ahead = torch.zeros_like(scores.right)
         self.mask = torch.empty(scores.tile[0] * scores.tile[1], device=scores.image.device)
@@ -179,7 +181,8 @@ class _Sweep:
         if undecided > DENSE_SHARE * tile.numel():  # a collapsed model, or many duplicates
             tie, exact = self.scores.tie, self._exact_of(queries, gallery, by_image)
             most = self._total(exact, right - tie, torch.ge)
-            return (self._total(exact, right + tie, torch.gt) + most) / 2
+            greater = self._total(exact, right + tie, torch.gt)
+            return greater + self.equal * (most - greater)
         if undecided:
             hit = near.nonzero().squeeze(1)
             strip = tile[hit]
@@ -187,7 +190,8 @@ class _Sweep:
             row = hit[row]
             pair = (queries[row], gallery[column])
             gap = self.scores.exact(*(pair if by_image else pair[::-1])) - right[row, 0]
-            won = (gap > self.scores.tie).double() + 0.5 * (gap.abs() <= self.scores.tie).double()
+            won = (gap > self.scores.tie).double()
+            won += self.equal * (gap.abs() <= self.scores.tie).double()
             ahead.index_add_(0, row, won)
         return ahead
 
