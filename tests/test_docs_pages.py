@@ -21,14 +21,14 @@ from xlcm.config import ConfigError, load, override, read
 from xlcm.data.transforms import Augment
 from xlcm.data.views import View
 from xlcm.evaluation import commands
-from xlcm.evaluation.evaluate import EvaluationConfig
+from xlcm.evaluation.settings import EvaluationConfig, FusionConfig
 from xlcm.registry import losses
 from xlcm.schema import export
 from xlcm.training.settings import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG, TRAINING = REPOSITORY / "docs/config.md", REPOSITORY / "docs/training.md"
-SECTIONS = [RunConfig, OptimConfig, DataConfig, View, Augment, EvaluationConfig]
+SECTIONS = [RunConfig, OptimConfig, DataConfig, View, Augment, EvaluationConfig, FusionConfig]
 
 
 def marked(page: str, mark: str) -> str:
@@ -66,7 +66,8 @@ def values(node: dict[str, Any]) -> str:
     """Return in few words what a schema allows."""
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        return {"dataset": "a data set", "Augment": "see below"}.get(name, name)
+        below = dict.fromkeys(("Augment", "FusionConfig"), "see below")
+        return {"dataset": "a data set", **below}.get(name, name)
     if "anyOf" in node:
         return " or ".join(
             "`null`" if n.get("type") == "null" else values(n) for n in node["anyOf"]
