@@ -191,6 +191,7 @@ def test_errors_name_the_language() -> None:
 
 MEMORY = """
 import torch
+from xlcm.evaluation.fusion import fuse
 from xlcm.evaluation.retrieval import evaluate_embeddings
 
 def status(key):
@@ -205,6 +206,7 @@ def run(images):
     open("/proc/self/clear_refs", "w").write("5")
     before = status("VmRSS")
     evaluate_embeddings(image, {"en": (text, owner)}, dataset="d", split="test", top_k=5)
+    fuse(image, text, text, 0.5)
     return status("VmHWM") - before
 run(50)  # libraries loaded
 print(run(4000))
