@@ -26,6 +26,7 @@ TERMS = {
     "feature": "feature_weight",
     "cycle": "cycle_weight",
     "adversarial": "adversarial_weight",
+    "image_teacher": "teacher_weight",  # off by default
 }
 NOTHING = dict.fromkeys(TERMS.values(), 0.0)
 
@@ -250,6 +251,7 @@ def test_the_text_head_is_called_for_source_target_teacher_and_back():
         (["feature"], ("source", "target"), False, True),
         (["cycle"], ("source", "back"), False, False),
         (["adversarial"], ("source", "target"), False, False),
+        (["image_teacher"], ("source", "target"), True, True),
         (["image_source", "image_target", "similarity", "feature", "adversarial"],
          ("source", "target"), True, True),
         (list(TERMS), VIEWS, True, True),
@@ -307,6 +309,16 @@ def test_the_teachers_text_gets_no_gradient_from_similarity_and_the_images_do_th
         total = total - (p * q).sum(1).mean() / 2
     total.backward()
     torch.testing.assert_close(through, image.grad)
+
+
+def test_the_teacher_may_be_trained_by_a_triplet_of_its_own():
+    assert "image_teacher" not in method().weights
+    trained = only("image_teacher")
+    assert reached(trained, "image_teacher") == {"image", "teacher"}
+    rows = trained.encode(batch(*VIEWS))
+    found = trained.losses(rows)["image_teacher"].item()
+    wanted = slow_triplet(rows["teacher"].tolist(), rows["image"].tolist())
+    assert found == pytest.approx(wanted, rel=1e-9)
 
 
 def test_both_sides_of_the_feature_term_move_unless_the_teacher_is_detached():

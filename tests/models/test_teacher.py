@@ -1,6 +1,7 @@
 """A teacher: what is looked up is what it would say, and what doesn't fit is refused."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,6 @@ from xlcm.models import teacher as teachers
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.teacher import Teacher
 from xlcm.training.settings import TrainConfig
-from xlcm.types import Batch
 
 
 def save(data, folder, **sections):
@@ -43,12 +43,14 @@ def rows_of(data, visual="features"):
 def batch_of(rows, teacher, numbers, *, fixed=True):
     """The batch of some rows, with the source's captions in the teacher's tokens as well."""
     tokenizer = teacher.model.text.tokenizer
-    collate = Collator(rows.dataset, rows.views, tokenizer, teacher.model.image.transform)
+    collate = Collator(
+        rows.dataset, rows.views, tokenizer, teacher.model.image.transform,
+        extra={teacher.text_name: ("source", tokenizer)},
+    )  # fmt: skip
     batch = collate([SimpleNamespace(item=n, epoch=0, slot=0) for n in numbers])
-    batch.text[teacher.text_name] = batch.text["source"]
-    batch.text["source"].keys = tuple(f"{name}en" for name in batch.names)
-    batch.fixed = fixed
-    return batch
+    assert batch.text["source"].keys == tuple(f"{name}en" for name in batch.names)
+    assert batch.fixed
+    return replace(batch, fixed=fixed)
 
 
 def embed(folder, data, numbers, remember, images=True, visual="features"):
@@ -86,7 +88,7 @@ def test_what_is_looked_up_is_not_computed(saved, tiny_data):
     teacher.model.text = teacher.model.image = None  # running one would fail
     teacher(batch, "source")
     with pytest.raises(TypeError):  # an item that is drawn anew each time has to be looked at
-        teacher(Batch(batch.ids, batch.visual, batch.text), "source")
+        teacher(batch_of(rows, Teacher(str(saved)), [1, 2], fixed=False), "source")
 
 
 def all_rows(folder, data):

@@ -36,6 +36,7 @@ def translate_train(data, output, **method):
     targets = {"langs": ["de", "fr"], "origin": ["mt"], "of": "source", "every": True}
     return tiny.tree(
         data, output, **tiny.translated(data, targets=targets), run=RUN,
+        model={"text": {"tokenizer": {"max_tokens": 64}}},  # a teacher may cut few captions
         method={"name": "translate_train", **method},
     )  # fmt: skip
 
