@@ -398,7 +398,8 @@ def test_a_schema_is_valid_by_its_dialect(schemas, recipe):
     for node in nodes(schema):
         assert set(node) <= KEYWORDS, set(node) - KEYWORDS
         assert node.get("$ref", "#/$defs/").removeprefix("#/$defs/") in {"", *schema["$defs"]}
-        assert set(node.get("required", ())) <= set(node.get("properties", {"extends": 0, "stages": 0}))
+        known = {"extends", "stages"}
+        assert set(node.get("required", ())) <= set(node.get("properties", known))
         assert isinstance(node.get("anyOf", [1]), list)
         assert node.get("anyOf") != []
     try:
@@ -478,6 +479,27 @@ def test_a_file_that_extends_another_may_leave_out_but_not_misspell(schemas):
     assert list(violations({k: v for k, v in small.items() if k != "extends"}, schema, schema))
     assert list(violations({**small, "run": {"sed": 1}}, schema, schema))
     assert list(violations({**small, "model": {"text": {"widht": 64}}}, schema, schema))
+
+
+def staged(**second: Any) -> dict:
+    """Return the quickstart as two stages, of which only the first one says what is trained."""
+    whole = plain("quickstart.yaml")
+    return {"run": whole.pop("run"), "stages": [{"name": "a", **whole}, {"name": "b", **second}]}
+
+
+def test_a_file_with_stages_may_leave_out_but_not_misspell(schemas):
+    schema = schemas["train"]
+    assert list(violations(staged(optim={"lr": 0.1}), schema, schema)) == []
+    for wrong in (
+        staged(optim={"lrr": 0.1}),
+        staged(stages=[]),
+        {**staged(), "stages": []},
+        {**staged(), "trian": 1},
+        {**staged(), "stages": [{"method": "contrastive"}]},
+    ):
+        assert list(violations(wrong, schema, schema)), wrong
+    assert "properties" in schema["$defs"]["extending.Stage"]
+    assert "name" in schema["$defs"]["extending.Stage"]["properties"]
 
 
 def test_every_option_of_every_part_is_described(schemas):

@@ -257,7 +257,7 @@ def build_loader(
         seed=run.seed,
         slot_view=rows.slot_view,
         only=method.views,
-        **({"extra": method.extra_texts} if method.extra_texts else {}),
+        extra=method.extra_texts,
     )
     return TrainLoader(
         RowStream(batching, accelerator.process_index, accelerator.num_processes),

@@ -39,6 +39,12 @@ class Stage(TrainConfig):
 
     Args:
         name: of its folder, and in `stage:<name>` and `stages.<name>.run.epochs=3`.
+        model: what is trained and kept.
+        data: what is read, and how rows are made of it.
+        method: the losses and how they are weighed.
+        optim: optimiser and schedule.
+        run: length, checkpoints; not `output`, which is set for the whole file.
+        evaluation: of the validation and of the report at the end.
     """
 
     name: str
@@ -206,7 +212,7 @@ def mark_done(accelerator: Accelerator, config: TrainConfig) -> None:
     accelerator.wait_for_everyone()
 
 
-def shown(path: str, overrides: Sequence[str] = ()) -> str:
+def shown(path: str | Path, overrides: Sequence[str] = ()) -> str:
     """Return all that the stages would use as YAML, which loads to the same runs."""
     file, found = read(path), read_stages(path, overrides)
     if "stages" not in file:
