@@ -25,6 +25,7 @@ from xlcm.evaluation.settings import EvaluationConfig, FusionConfig
 from xlcm.registry import losses
 from xlcm.schema import export
 from xlcm.training.settings import DataConfig, OptimConfig, RunConfig, TrainConfig
+from xlcm.training.stages import read_stages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG, TRAINING = REPOSITORY / "docs/config.md", REPOSITORY / "docs/training.md"
@@ -198,6 +199,19 @@ def test_configs_of_the_page_load(files):
     assert (nested.run.epochs, longer.run.epochs) == (3, 10)
     assert longer.model["text_head"] == {"name": "gated", "dropout": 0.0, "layer_norm": False}
     assert longer.model["text"] == nested.model["text"]
+
+
+def test_the_stages_of_the_page_are_laid_out_as_it_says(files):
+    page = CONFIG.read_text(encoding="utf-8").split("## Stages")[1].split("## ")[0]
+    one, all_of_them = re.findall(r"^\| `(.*?=.*?)` \|", page, re.MULTILINE)[::-1]
+    teacher, student = read_stages("staged.yaml")
+    assert (teacher.run.epochs, student.run.epochs) == (5, 3)
+    assert teacher.run.output == "runs/staged/stages/teacher"
+    assert student.method["teachers"] == ["runs/staged/stages/teacher/model"]
+    assert [s.run.epochs for s in read_stages("staged.yaml", [all_of_them])] == [1, 1]
+    assert [s.run.epochs for s in read_stages("staged.yaml", [one])] == [1, 3]
+    with pytest.raises(ConfigError, match=r"stage 'teacher'.*method\.temperature"):
+        read_stages("staged.yaml", ["method.temperature=0.2"])
 
 
 def test_overrides_of_the_page_fit(files):
