@@ -24,6 +24,8 @@ from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
 ENGINE = "scenes-noise"
+REMEMBERED = 20_000
+"""Items whose captions are kept once they were made, which takes 0.4 ms; 3 KB each."""
 
 
 class Scenes:
@@ -105,6 +107,7 @@ class Scenes:
         self.pictures = (
             None if folder is None else PictureCache(folder, f"{split}-{seed}", image_size)
         )
+        self._made: dict[int, Item] = {}
         self.store = None if features is None else FeatureStore(features)
         if self.store is not None:
             self._check_store(self.store)
@@ -140,12 +143,17 @@ class Scenes:
         Raises:
             IndexError: outside `0 <= index < size`.
         """
+        if index in self._made:
+            return self._made[index]
         scene = self.scene(index)
         name = self._name(index)
         captions: list[Caption] = []
         for number in range(self.captions):
             captions += self._captions(scene, index, name, number)
-        return Item(id=name, split=self.split, captions=tuple(captions))
+        item = Item(id=name, split=self.split, captions=tuple(captions))
+        if len(self._made) < REMEMBERED:
+            self._made[index] = item
+        return item
 
     def _name(self, index: int) -> str:
         return f"scenes-{self.split}-{index:06d}"
