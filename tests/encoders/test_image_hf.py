@@ -376,3 +376,28 @@ def test_other_families_and_contradicting_options_are_refused() -> None:
 def test_bfloat16_tower_takes_uint8_pixels() -> None:
     tower = encoder("clip").bfloat16()
     assert tower(Visual(pixels=pixels())).pooled.dtype == torch.bfloat16
+
+
+def test_a_projected_clip_gives_the_image_embeddings_of_transformers(tmp_path):
+    torch.manual_seed(3)
+    config = transformers.CLIPVisionConfig(**SMALL, projection_dim=20)
+    whole = transformers.CLIPVisionModelWithProjection(config).eval()
+    save_file(dict(whole.state_dict()), tmp_path / "model.safetensors")
+    options = {"architecture": {**TOWERS["clip"], "projection_dim": 20}, "projected": True}
+    tower = encoder("clip", weights=str(tmp_path), **options).eval()
+    tower.load_weights()
+    assert (tower.width, tower.token_width) == (20, 32)
+    with torch.no_grad():
+        wanted = whole(normalised(tower, pixels())).image_embeds
+        found = tower(Visual(pixels=pixels())).pooled
+        again = build(image_encoders, tower.spec())
+        again.load_state_dict(tower.state_dict())
+        assert torch.equal(again.eval()(Visual(pixels=pixels())).pooled, found)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_projected_is_refused_where_there_is_no_projection():
+    with pytest.raises(ValueError, match="projected=true is for CLIP"):
+        encoder("siglip", projected=True)
+    with pytest.raises(ValueError, match="projected=true is for CLIP"):
+        encoder("clip", projected=True, pooling={"name": "mean"})

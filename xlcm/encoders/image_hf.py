@@ -29,10 +29,11 @@ from xlcm.registry import poolings
 from xlcm.types import Encoded, Visual
 
 POSITIONS = "embeddings.position_embedding.weight"
+PROJECTION = "visual_projection."
 
 
 class HFImageEncoder(ImageEncoder):
-    """A vision tower of transformers, without projection or classifier.
+    """A vision tower of transformers, without classifier, and without projection unless asked.
 
     Tokens are the last hidden states after the final norm (CLIP's own `last_hidden_state` lacks
     it), class and register tokens first. With a `pooling` of ours SigLIP's attention head is not
@@ -51,15 +52,18 @@ class HFImageEncoder(ImageEncoder):
         interpolation: of the resize.
         squash: resize without keeping the aspect ratio.
         pooling: from tokens to one vector; None: the tower's own.
+        projected: map CLIP's own pooled vector on to the space that it shares with its text tower,
+            as published image embeddings of CLIP are.
         freeze: see `Tower.freeze`.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
 
     Attributes:
         width: size of the pooled vector.
-        token_width: size of a token, the same.
+        token_width: size of a token, the same unless `projected`.
 
     Raises:
-        ValueError: for another family, or neither or both of `backbone` and `architecture`.
+        ValueError: for another family, neither or both of `backbone` and `architecture`, or
+            `projected` where there is no projection.
         FileNotFoundError: if config.json can't be had, or `weights` is a path without weights.
     """
 
@@ -78,6 +82,7 @@ class HFImageEncoder(ImageEncoder):
         interpolation: Interpolation | None = None,
         squash: bool | None = None,
         pooling: Annotated[PoolingFactory | None, Part(poolings)] = None,
+        projected: bool = False,
         freeze: Freeze = "none",
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -112,6 +117,16 @@ class HFImageEncoder(ImageEncoder):
                 f"pooling {self.pooling.name!r} needs a class token and {kind} has none; choose "
                 "mean, max or attention"
             )
+        self.projection: nn.Linear | None = None
+        if projected:
+            if self.family.model != "CLIPVisionModel" or self.pooling is not None:
+                raise ValueError(
+                    f"projected=true is for CLIP with its own pooling, not for {kind} with pooling "
+                    f"{'own' if self.pooling is None else self.pooling.name}: leave one of them out"
+                )
+            self.width = int(self._config.projection_dim)
+            self._architecture["projection_dim"] = self.width
+            self.projection = nn.Linear(self.token_width, self.width, bias=False)
         self.backbone = self._build(gradient_checkpointing)
         self.gradient_checkpointing = gradient_checkpointing
         self._freeze_spec = freeze
@@ -165,6 +180,7 @@ class HFImageEncoder(ImageEncoder):
             "mean": list(mean),
             "std": list(std),
             "pooling": None if self.pooling is None else self.pooling.spec(),
+            "projected": self.projection is not None,
             "freeze": freeze.model_dump() if isinstance(freeze, KeepLast) else freeze,
             "gradient_checkpointing": self.gradient_checkpointing,
         }
@@ -187,16 +203,19 @@ class HFImageEncoder(ImageEncoder):
         else:
             files = image_weights.locate(str(path))
             where, state = str(files[0]), image_weights.read(files)
+        if self.projection is not None:
+            image_weights.load(self.projection, _part(state, PROJECTION), (), where)
+            state = {k: v for k, v in state.items() if not k.startswith(PROJECTION)}
         if any(key.startswith(self.family.root) for key in state):
-            length = len(self.family.root)
-            state = {k[length:]: v for k, v in state.items() if k.startswith(self.family.root)}
+            state = _part(state, self.family.root)
         spare = ["embeddings.position_ids", "embeddings.mask_token"]
         spare += [] if self.pooling is None else ["head."]
         image_weights.load(self.backbone, self._renamed(self._resampled(state)), spare, where)
 
     def _fetch(self) -> dict[str, Tensor]:
         try:
-            model = getattr(transformers, self.family.model).from_pretrained(self.name)
+            whole = "WithProjection" if self.projection is not None else ""
+            model = getattr(transformers, self.family.model + whole).from_pretrained(self.name)
         except Exception as error:
             raise FileNotFoundError(
                 f"the weights of {self.name} can't be fetched ({error}); put config.json and "
@@ -242,7 +261,7 @@ class HFImageEncoder(ImageEncoder):
         first = [tower.embeddings, getattr(tower, "pre_layrnorm", None)]
         blocks = getattr(tower.encoder, "layers", None) or tower.encoder.layer
         norm = getattr(tower, "post_layernorm", None) or tower.layernorm
-        last = [norm, getattr(tower, "head", None), self.pooling]
+        last = [norm, getattr(tower, "head", None), self.pooling, self.projection]
         ends = [nn.ModuleList([m for m in part if m is not None]) for part in (first, last)]
         return [ends[0], *blocks, ends[1]]
 
@@ -259,7 +278,14 @@ class HFImageEncoder(ImageEncoder):
             if self.family.model == "CLIPVisionModel":
                 tokens = self.backbone.post_layernorm(tokens)
             if self.pooling is None:
-                return Encoded(out.pooler_output, tokens)
+                pooled = out.pooler_output
+                return Encoded(
+                    pooled if self.projection is None else self.projection(pooled), tokens
+                )
             seen = tokens if self.pooling.reads_prefix else tokens[:, self.prefix :]
             mask = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
             return Encoded(self.pooling(seen, mask), tokens)
+
+
+def _part(state: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
+    return {key[len(root) :]: value for key, value in state.items() if key.startswith(root)}
