@@ -1,12 +1,15 @@
 """Which validation picks the best weights, and by which rule the rate falls."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 
-from xlcm.evaluation.report import DirectionResult, RetrievalReport
+from xlcm.config import ConfigError, check
+from xlcm.evaluation.report import DirectionResult, FusedResult, RetrievalReport
 from xlcm.training.optim import lr_factor
 from xlcm.training.progress import Progress, judge, out_of_patience, score
-from xlcm.training.settings import OptimConfig, RunConfig
+from xlcm.training.settings import OptimConfig, RunConfig, TrainConfig
 
 NRCCR = OptimConfig(
     lr=1e-4, schedule="plateau", warmup=0, plateau_from="drop", plateau_patience=3, epoch_decay=0.99
@@ -97,6 +100,17 @@ def test_the_sum_of_one_direction_may_pick_the_best():
             progress.step = step
             judge(found, progress, OptimConfig(), run)
         assert (progress.best_step, progress.best_score) == (best, max(expected))
+
+
+def test_fused_queries_may_pick_the_best():
+    run = RunConfig(steps=1, select="fused_text_to_visual")
+    found = report([30.0, 10.0], [10.0, 10.0])
+    rows = report([50.0, 70.0], [0.0, 0.0]).results
+    found.fused = [FusedResult(0.2, rows, {}), FusedResult(0.5, [], {})]
+    assert score(found, run) == 60.0
+    tree = {"steps": 1, "select": "fused_text_to_visual"}
+    with pytest.raises(ConfigError, match=r"needs evaluation\.fusion"):
+        check(TrainConfig, tiny.tree(Path("data"), Path("output"), run=tree))
 
 
 def test_the_log_has_the_score_that_picks(tiny_data, tmp_path):

@@ -29,7 +29,8 @@ def score(report: RetrievalReport, run: RunConfig) -> float:
     """Return what picks the best weights, averaged over languages."""
     if run.select == "sum_r":
         return report.sum_r_mean
-    rows = [row for row in report.results if row.direction.startswith("text_to_")]
+    results = report.fused[0].results if run.select == "fused_text_to_visual" else report.results
+    rows = [row for row in results if row.direction.startswith("text_to_")]
     return sum(row.r1 + row.r5 + row.r10 for row in rows) / len(rows)
 
 

@@ -122,8 +122,9 @@ class RunConfig(Section):
         save_every: steps between checkpoints; 0: with every validation.
         keep_checkpoints: how many of the newest stay.
         patience: validations without a better score before training stops; 0: never.
-        select: the score of a validation that picks the best weights: `sum_r` of both directions,
-            or the recalls of `text_to_visual` alone, averaged over languages.
+        select: the score of a validation that picks the best weights, averaged over languages:
+            `sum_r` of both directions, the recalls of `text_to_visual` alone, or those of
+            queries fused with their translations at the first of `evaluation.fusion.weights`.
         resume: `auto` continues from the newest good checkpoint in the folder, if any; `never`
             refuses a folder that has one.
         max_nonfinite: steps in a row with a non-finite loss or gradient that are skipped
@@ -144,7 +145,7 @@ class RunConfig(Section):
     save_every: Count = 0
     keep_checkpoints: Positive = 2
     patience: Count = 0
-    select: Literal["sum_r", "text_to_visual"] = "sum_r"
+    select: Literal["sum_r", "text_to_visual", "fused_text_to_visual"] = "sum_r"
     resume: Literal["auto", "never"] = "auto"
     max_nonfinite: Positive = 10
     trackers: list[Literal["tensorboard", "wandb"]] = []
@@ -176,3 +177,12 @@ class TrainConfig(Section):
     optim: OptimConfig = OptimConfig()
     run: RunConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fused_if_selected(self) -> TrainConfig:
+        if self.run.select == "fused_text_to_visual" and self.evaluation.fusion is None:
+            raise ValueError(
+                "run.select=fused_text_to_visual needs evaluation.fusion, which says how queries "
+                "are fused with their translations"
+            )
+        return self

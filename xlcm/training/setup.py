@@ -270,7 +270,8 @@ def build_loader(
 def validate(config: TrainConfig, data: Data, retriever: Any) -> RetrievalReport:
     """Return the validation report, without intervals: it only picks the best checkpoint."""
     assert data.val is not None
-    quick = config.evaluation.model_copy(update={"bootstrap": 0, "fusion": None})
+    fusion = config.evaluation.fusion if config.run.select == "fused_text_to_visual" else None
+    quick = config.evaluation.model_copy(update={"bootstrap": 0, "fusion": fusion})
     return evaluate(retriever, data.val, quick, workers=config.data.workers, progress=False).report
 
 
