@@ -61,6 +61,10 @@ SHIPPED = {
     "nrccr/vatex_zh.yaml": "train",
     "benchmarks/noise.yaml": "benchmark",
     "benchmarks/photos_mt.yaml": "benchmark",
+    "benchmarks/scenes_features.yaml": "encode",
+    "benchmarks/scenes_teacher.yaml": "train",
+    "benchmarks/scenes_text.yaml": "train",
+    "benchmarks/scenes_tower.yaml": "train",
     "encode/photos.yaml": "encode",
     "encode/photos_128.yaml": "encode",
     "evaluate/photos.yaml": "evaluate",
@@ -223,10 +227,36 @@ def test_teachers_of_c2kd_are_the_three_that_were_published():
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in SHIPPED.items() if recipe == "encode"])
-def test_every_encoder_is_built(name):
-    spec = load(section("encode"), CONFIGS / name).image
+def test_every_encoder_is_built_or_left_by_a_shipped_run(name):
+    config = load(section("encode"), CONFIGS / name)
+    if config.model is not None:
+        trained = [runs(other)[-1] for other, recipe in SHIPPED.items() if recipe == "train"]
+        assert config.model in {f"{run.run.output}/model" for run in trained}
+        return
     with torch.device("meta"):
-        assert build(image_encoders, {**spec, "weights": None}).width > 0
+        assert build(image_encoders, {**config.image, "weights": None}).width > 0
+
+
+def test_what_the_noise_benchmark_prepares_is_what_its_runs_read():
+    """Steps are tied together by folders alone, so a renamed one would show hours later."""
+    grid = load(section("benchmark"), CONFIGS / "benchmarks/noise.yaml")
+    steps = [step.train or step.encode for step in grid.prepare]
+    assert all((REPOSITORY / path).is_file() for path in [*steps, grid.base])
+    tower, base = runs("benchmarks/scenes_tower.yaml")[-1], runs("benchmarks/scenes_text.yaml")[-1]
+    store = load(section("encode"), CONFIGS / "benchmarks/scenes_features.yaml")
+    with torch.device("meta"):
+        width = build(image_encoders, tower.model["image"]).width
+    assert base.model["image"]["width"] == width
+    assert base.model["text"]["encoder"]["tokenizer"]["path"].startswith(f"{tower.run.output}/")
+    sizes = {split["split"]: split["size"] for split in store.data}
+    for split in (base.data.train, base.data.val, base.data.test):
+        if split is not None:
+            assert split["features"] == store.output
+            assert split["size"] <= sizes[split["split"]]
+    prepared = {f"runs/benchmarks/{Path(path).stem}/model" for path in steps}
+    for method in grid.methods.values():
+        for teacher in (method.method or {}).get("teachers", ()):
+            assert teacher.startswith("stage:") or teacher in prepared
 
 
 def test_features_of_the_photographs_fit_the_model_that_reads_them():
