@@ -81,6 +81,17 @@ def test_a_seed_that_one_of_the_two_lacks_is_left_out_of_their_difference():
     assert (paired.mean, paired.seeds) == (5.5, 2)
 
 
+def test_a_cell_of_fewer_seeds_than_the_table_says_so():
+    short = {**TWO, ("nrccr", 0.0, "de"): [105.0, 116.0]}
+    tables = Comparison(rows(short), axis="noise", baseline="contrastive").markdown()
+    assert "the number of seeds stands in brackets" in tables
+    assert "| nrccr | 110.5 ± 69.9 (2) | 60.0 ± 24.8 |" in tables
+    assert "| nrccr | +5.5 ± 6.4 (2) | +0.0 ± 49.7 |" in tables
+    whole = Comparison(rows(TWO), axis="noise", baseline="contrastive").markdown()
+    assert "(2)" not in whole
+    assert "brackets" not in whole
+
+
 def test_the_tables_hold_means_and_bold_differences():
     tables = Comparison(rows(TWO), axis="noise", baseline="contrastive").markdown().splitlines()
     assert "| noise | 0.0 | 0.4 |" in tables

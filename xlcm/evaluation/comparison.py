@@ -149,24 +149,28 @@ class Comparison:
         """Return the tables, two for each test and language: SumR and differences."""
         seeds = sorted({seed for by_seed in self.figures.values() for seed in by_seed})
         lines = [f"SumR (at most 600), mean and 95 % t-interval over {len(seeds)} seed(s)."]
+        if any(len(by_seed) < len(seeds) for by_seed in self.figures.values()):
+            lines[0] += " Where runs are missing, the number of seeds stands in brackets."
         for key in self.keys:
             lines += ["", f"**{_title(key)}**", ""]
-            lines += self._table(key, self.methods, difference=False)
+            lines += self._table(key, self.methods, len(seeds), difference=False)
             if self.baseline in self.methods and len(self.methods) > 1:
                 others = [method for method in self.methods if method != self.baseline]
                 lines += ["", f"Difference to {self.baseline}, paired by seed; bold where the "
                           "interval leaves out 0:", ""]  # fmt: skip
-                lines += self._table(key, others, difference=True)
+                lines += self._table(key, others, len(seeds), difference=True)
         return "\n".join(lines) + "\n"
 
-    def _table(self, key: Key, methods: Sequence[str], *, difference: bool) -> list[str]:
+    def _table(
+        self, key: Key, methods: Sequence[str], seeds: int, *, difference: bool
+    ) -> list[str]:
         lines = [
             f"| {self.axis} | " + " | ".join(map(str, self.labels)) + " |",
             "|---" * (1 + len(self.labels)) + "|",
         ]
         for method in methods:
             ask = self.difference if difference else self.mean
-            cells = [_cell(ask(method, label, key), difference) for label in self.labels]
+            cells = [_cell(ask(method, label, key), seeds, difference) for label in self.labels]
             if any(cells):
                 lines.append(f"| {method} | " + " | ".join(cells) + " |")
         return lines
@@ -229,13 +233,14 @@ def _title(key: Key) -> str:
     return ", ".join(part for part in key if part)
 
 
-def _cell(found: Estimate | None, signed: bool) -> str:
+def _cell(found: Estimate | None, seeds: int, signed: bool) -> str:
     if found is None:
         return ""
+    fewer = f" ({found.seeds})" if found.seeds < seeds else ""
     if not signed:
-        return str(found)
+        return f"{found}{fewer}"
     text = ("+" if found.mean >= 0 else "") + str(found)
-    return f"**{text}**" if found.clear else text
+    return (f"**{text}**" if found.clear else text) + fewer
 
 
 def save_comparison(
