@@ -173,6 +173,18 @@ def test_bfloat16_autocast_stays_close():
     torch.testing.assert_close(rough.float()[mask], exact[mask], atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_padded_queries_of_the_released_mask_keep_their_scores_in_half_precision(half):
+    block = made(legacy_padding=True).float()
+    query, mask = rows()
+    query = 4 * query.float()
+    exact = block(query, mask, query, mask)
+    with torch.autocast("cpu", dtype=half):
+        rough = block(query, mask, query, mask)
+    assert not mask.all()
+    torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0)
+
+
 def test_dropout_acts_in_training_alone():
     block = made(dropout=0.5)
     query, mask = rows()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xlcm.encoders.pooling import MaxPooling, MeanPooling, Pooling
+from xlcm.losses.base import widen
 
 LEGACY_MASK = -10000.0
 POOLINGS: dict[str, type[Pooling]] = {"mean": MeanPooling, "max": MaxPooling}
@@ -139,6 +140,7 @@ class AttentionBlock(nn.Module):
         scores = self._split(self.query(query)) @ self._split(self.key(key)).transpose(2, 3)
         scores = scores * self.scale
         if self.legacy_padding:
+            scores = widen(scores)  # next to -10,000 bfloat16 keeps steps of 64, float16 of 8
             both = (query_mask[:, None, :, None] & key_mask[:, None, None, :]).to(scores.dtype)
             scores = scores + (1.0 - both) * LEGACY_MASK
         else:
