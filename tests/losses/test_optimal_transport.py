@@ -209,7 +209,7 @@ def test_factors_stay_within_floats_wherever_they_are_used():
         high_or_low = (costs(4, 3, 9, seed=seed, dtype=torch.float32) > 1).float()
         for reach in (30.0, 40.0, 44.0, 50.0, 60.0):
             cost = reach * high_or_low
-            problems = optimal_transport._prepare(cost, None, None, None, None)
+            problems = optimal_transport._prepare(cost, None, None, None, None, 1.0)
             if optimal_transport._within_floats(problems, 1.0):
                 taken += 1
                 kernel, masses = problems.gain, (problems.rows, problems.columns)
@@ -327,6 +327,22 @@ def changed(value: float) -> torch.Tensor:
 def test_impossible_problems_are_refused_by_number_and_place(solve, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         solve(*arguments, **options)
+
+
+@pytest.mark.parametrize("factor", [1e9, 1e30, 3e38])
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_costs_too_far_apart_for_floats_are_refused_rather_than_nan(solve, factor):
+    cost = factor * torch.tensor([[1.0, -1.0], [0.5, 0.0]])
+    with pytest.raises(ValueError, match=r"apart, too far for .*float32"):
+        solve(cost)
+    if factor == 1e9:
+        assert solve(cost.double()).isfinite().all()
+
+
+def test_an_epsilon_too_small_for_floats_is_refused_rather_than_nan():
+    for epsilon in (1e-12, 1e-39):
+        with pytest.raises(ValueError, match="raise it"):
+            sinkhorn(costs(2, 2).float(), epsilon=epsilon)
 
 
 def test_options_out_of_range_are_refused():

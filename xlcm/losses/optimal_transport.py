@@ -9,7 +9,7 @@ so `transport_distance(plan, cost)` has it without an unrolled loop in memory.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from xlcm.losses.base import full_precision
 
 SUM_TOLERANCE = 1e-4
 """Relative; sums of float32 masses differ by rounding."""
+ROUNDING = 0.2
+"""Most that rounding may come to in the logarithm of a plan, before it means nothing."""
 
 
 @full_precision
@@ -54,15 +56,15 @@ def sinkhorn(
 
     Raises:
         ValueError: for a cost that is not finite, a problem without rows or columns, masses that
-            are not above 0 or don't sum alike, each with problem and place; for shapes that don't
-            fit, and options out of range.
+            are not above 0 or don't sum alike, each with problem and place; for costs too far apart
+            for `epsilon`, shapes that don't fit, and options out of range.
 
     Source: Cuturi 2013, https://arxiv.org/abs/1306.0895, algorithm 1; on logarithms: Peyré and
     Cuturi 2019, https://arxiv.org/abs/1803.00567, section 4.4.
     """
     _check_options(epsilon=epsilon, iterations=iterations)
     with torch.no_grad():
-        problems = _prepare(cost, row_mask, column_mask, row_mass, column_mass)
+        problems = _prepare(cost, row_mask, column_mask, row_mass, column_mass, epsilon)
         kernel = problems.gain.div_(epsilon)
         if _within_floats(problems, epsilon):
             plan = _fit_factors(kernel.exp_(), problems.rows, problems.columns, iterations)
@@ -114,7 +116,8 @@ def ipot(
     """
     _check_options(proximal=proximal, iterations=iterations, inner=inner)
     with torch.no_grad():
-        problems = _prepare(cost, row_mask, column_mask, row_mass, column_mass)
+        reached = proximal / iterations  # the epsilon of the last step
+        problems = _prepare(cost, row_mask, column_mask, row_mass, column_mass, reached)
         kernel = problems.gain.div_(proximal)
         buffer = torch.empty_like(kernel)
         rows, columns = problems.rows.log()[:, :, None], problems.columns.log()[:, None, :]
@@ -224,6 +227,7 @@ def _prepare(
     column_mask: Tensor | None,
     row_mass: Tensor | None,
     column_mass: Tensor | None,
+    smoothness: float,
 ) -> _Problems:
     if cost.ndim not in (2, 3) or not cost.is_floating_point():
         raise ValueError(
@@ -247,14 +251,26 @@ def _prepare(
     unused = ~(row_mask[:, :, None] & column_mask[:, None, :])
     high = cost.masked_fill(unused, -torch.inf).amax(dim=(1, 2), keepdim=True)
     low = cost.masked_fill(unused, torch.inf).amin(dim=(1, 2), keepdim=True)
-    if not (high - low).isfinite().all():
-        problem, row, column = (~cost.isfinite() & ~unused).nonzero()[0].tolist()
+    widest = (high - low).max()
+    if not widest / smoothness * torch.finfo(cost.dtype).eps < ROUNDING:
+        _refuse(cost, ~unused, widest, smoothness)
+    gain = (high / 2 + low / 2 - cost).masked_fill_(unused, 0.0)
+    return _Problems(gain, rows, columns, widest)
+
+
+def _refuse(cost: Tensor, used: Tensor, widest: Tensor, smoothness: float) -> NoReturn:
+    wrong = (~cost.isfinite() & used).nonzero()
+    if len(wrong):
+        problem, row, column = wrong[0].tolist()
         raise ValueError(
             f"cost of problem {problem} is {cost[problem, row, column].item()} at row {row}, "
             f"column {column}: mask what must not be used, and look for what made it"
         )
-    gain = (high / 2 + low / 2 - cost).masked_fill_(unused, 0.0)
-    return _Problems(gain, rows, columns, (high - low).max())
+    raise ValueError(
+        f"costs lie {widest.item():.3g} apart, too far for a smoothness of {smoothness:.3g} "
+        f"(epsilon, or proximal / iterations) in {cost.dtype}: raise it, scale the costs, or use "
+        "float64"
+    )
 
 
 def _mask(side: str, mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
