@@ -9,6 +9,7 @@ import torch
 from small_models import bag, batch, model, part
 
 from xlcm.config import ConfigError, build
+from xlcm.encoders.heads import BatchNormHead
 from xlcm.losses.triplet import TripletLoss
 from xlcm.methods.cl2cm import CL2CM
 from xlcm.methods.contrastive import Contrastive
@@ -331,6 +332,44 @@ def test_a_staged_run_may_freeze_the_teacher():
     assert prefixes == {"retriever", "cross_lingual"}  # what rests is all there is of a network
 
 
+def test_a_network_that_rests_has_neither_dropout_nor_moving_averages():
+    head = {"name": "batch_norm", "dropout": 0.5}
+    spec = {"name": "cl2cm", "schedule": "staged", "afterwards": "freeze"}
+    trained = build(methods, {**spec, "cross_lingual_head": head}, model(temperature=TEMPERATURE))
+    trained.retriever.text_head = BatchNormHead(trained.retriever.text.width, 5)
+    trained = trained.double()
+
+    def moved() -> set[str]:
+        before = {name: buffer.clone() for name, buffer in trained.named_buffers()}
+        first, again = trained.encode(data()), trained.encode(data())
+        for name in ("target", "cross_target"):
+            noisy = not torch.equal(first[name], again[name])
+            assert noisy == (name.startswith("cross") != (trained.resting() == ("cross_lingual",)))
+        return {
+            n.split(".")[0] for n, b in trained.named_buffers() if not torch.equal(b, before[n])
+        }
+
+    for epoch, learns in ((0.0, "cross_lingual"), (1.0, "retriever"), (0.5, "cross_lingual")):
+        trained.begin(epoch)
+        trained.train()  # as the loop does behind a validation
+        assert moved() == {learns}
+    trained.eval().begin(1.0)
+    assert not any(module.training for module in trained.modules())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("off", [["sentence"], ["word"], ["sentence", "word"]])
+def test_without_a_term_of_the_teacher_all_that_is_trained_gets_a_gradient(off, shared):
+    trained = method(share_encoder=shared, **{f"{term}_weight": 0.0 for term in off})
+    trained.total(trained(data())).backward()
+    for name, parameter in trained.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    fixed = not any(p.requires_grad for p in trained.cross_lingual.parameters())
+    assert fixed == (len(off) == 2 or (shared and "sentence" in off))
+    assert trained.retriever.text.training
+    assert trained.cross_lingual.training == (len(off) < 2)
+
+
 def test_begin_depends_on_the_epoch_alone():
     trained = method(schedule="staged", afterwards="freeze", warmup_epochs=2.0)
     told = []
@@ -374,6 +413,8 @@ def test_cl2cm_refuses_what_can_not_be_trained():
         method(source_weight=0, target_weight=0, **NO_TRANSFER)
     with pytest.raises(ValueError, match="shared encoder"):
         method(share_encoder=True, schedule="staged")
+    with pytest.raises(ValueError, match=r"first stage .* are 0: schedule=joint"):
+        method(schedule="staged", sentence_weight=0, word_weight=0)
     with pytest.raises(ValueError, match="InfoNCELoss would ignore it"):
         CL2CM(model(bias=-10.0))
 

@@ -50,7 +50,8 @@ class CL2CM(Method):
         text_weight: of `source_target`: source and target captions in the cross-modal network.
         distillation_weight: w: of `distillation`; the share of it that replaces `image_target`.
         warmup_epochs: over which w rises from 0; counted from the end of the first stage.
-        sentence_weight: of `sentence`.
+        sentence_weight: of `sentence`; with 0 the cross-lingual head stays as it starts, and with
+            `word_weight` 0 too the whole network: a fixed teacher.
         word_weight: of `word`.
         cross_lingual_width: of the cross-lingual sentence vectors; None: the retriever's width.
         cross_lingual_head: from its tower to them.
@@ -74,11 +75,12 @@ class CL2CM(Method):
         schedule: `joint`: both networks from the first step; `staged`: the cross-lingual network
             alone for `cross_lingual_epochs`, then the other.
         cross_lingual_epochs: length of the first stage.
-        afterwards: what the cross-lingual network does in the second stage.
+        afterwards: what the cross-lingual network does in the second stage: `continue` to learn,
+            or `freeze`. What rests is in evaluation mode.
 
     Raises:
-        ValueError: if all weights are 0, the encoder is shared in a staged schedule, or the
-            retriever has a bias that no loss would train.
+        ValueError: if all weights are 0, the encoder is shared or nothing trains the cross-lingual
+            network in a staged schedule, or the retriever has a bias that no loss would train.
 
     Source: reconstruction after the abstract of Wang et al. 2024,
     https://arxiv.org/abs/2312.08984; the replacement form of the total follows the same group's
@@ -152,6 +154,12 @@ class CL2CM(Method):
             raise ValueError("cl2cm: all weights are 0")
         if schedule == "staged" and share_encoder:
             raise ValueError("cl2cm: a shared encoder can't rest while it is trained: joint")
+        self.learns = bool({"sentence", "word"} & set(self.full))  # the cross-lingual network
+        if schedule == "staged" and not self.learns:
+            raise ValueError(
+                "cl2cm: the first stage trains the cross-lingual network alone, but "
+                "sentence_weight and word_weight are 0: schedule=joint"
+            )
         self.crosses = bool({"sentence", "word", "distillation"} & set(self.full))
         if "word" in self.full and not getattr(retriever.text, "returns_tokens", True):
             raise ValueError(NO_WORDS)
@@ -168,6 +176,11 @@ class CL2CM(Method):
                 own=not share_encoder,
                 average_pieces=average_pieces,
             )
+            # DDP waits for the gradient of every trained parameter
+            if "sentence" not in self.full:
+                self.cross_lingual.head.requires_grad_(False)
+            if not self.learns:
+                self.cross_lingual.requires_grad_(False)
         self.settle([self.image_loss] if set(PAIRS) & set(self.full) else [])
         self.begin(0.0)
 
@@ -188,10 +201,20 @@ class CL2CM(Method):
         elif self.first_stage and self.afterwards == "freeze":
             weights |= {name: 0.0 for name in ("sentence", "word") if name in weights}
             self._resting = ("cross_lingual",)
+        elif self.crosses and not self.learns:
+            self._resting = ("cross_lingual",)
         self.weights = weights
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CL2CM:
+        """Set training mode, except for what rests: no dropout, no moving batch-norm averages."""
+        super().train(mode)
+        for name in self._resting:
+            self.get_submodule(name).train(False)
+        return self
 
     def resting(self) -> tuple[str, ...]:
-        """Return the network that stands still in this stage of a staged schedule."""
+        """Return the network that stands still in this stage, or always if no term trains it."""
         return self._resting
 
     # -- rows -----------------------------------------------------------------------------------
