@@ -41,7 +41,8 @@ class C2KD(TranslateTrain):
         teachers: folders of saved models, `stage:NAME` for stages of the same config.
         image_loss: contrastive loss of each language; None: InfoNCE, summed over both directions.
         contrastive_share: lambda: weight of each contrastive term; the distillation has the rest.
-            With 1 there is none, and no teacher is opened; with 0 the temperature is not trained.
+            With 1 there is none, and no teacher is opened, unless its weights are learned; with 0
+            the temperature is not trained.
         count_source_twice: add the source's contrastive term once more, as released.
         temperature: T, of teachers and student in the distillation.
         pool: over teachers, elementwise, of cosines. Named by what is done: the released code
