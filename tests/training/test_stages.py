@@ -121,6 +121,12 @@ REFUSED = {
     "an override of one output": (
         lambda t: None, ("stages.first.run.output=x",), r"run\.output is set for the whole file",
     ),
+    "an output in a section for one": (
+        lambda t: None, ("stages.first.run={output: x}",), r"run\.output is set for the whole file",
+    ),
+    "a run that is no section": (
+        lambda t: change(t, "run", "long"), (), r"stage 'second': 'run' must be a section.*'long'",
+    ),
     "an override of stages where there are none": (
         lambda t: t.pop("stages"), ("stages.first.run.steps=3",), r"config has no stages",
     ),

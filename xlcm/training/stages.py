@@ -97,12 +97,14 @@ def lay_out(
         last = name == next(reversed(stages))
         laid = merge(copy.deepcopy(shared), copy.deepcopy(stage))
         override(laid, [*plain, *own[name]])
+        at = f"{where}, stage {name!r}"
+        if not isinstance(laid.get("run") or {}, dict):
+            raise ConfigError(f"{at}: 'run' must be a section, got {laid['run']!r}")
         folder = output if last else f"{output}/stages/{name}"
         laid["run"] = merge({"name": label}, laid.get("run") or {})
         override(laid, [f"run.output={json.dumps(folder)}"])
         if not last and laid["run"]["name"] == label:
             laid["run"]["name"] = f"{label}-{name}"
-        at = f"{where}, stage {name!r}"
         try:
             found.append(check(TrainConfig, _resolved(laid, folders, at), at))
         except ConfigError as error:
@@ -152,7 +154,10 @@ def _overrides_by_name(overrides: Sequence[str], stages: Mapping[str, Any]) -> d
                 f"override {text!r}: no stage is called {name!r}{nearest(name, stages)}; "
                 f"known: {', '.join(stages)}"
             )
-        if rest.startswith("run.output="):
+        given: dict[str, Any] = {}
+        if rest.startswith(("run.", "run=")):  # `run={output: there}` says it, too
+            override(given, [rest])
+        if isinstance(given.get("run"), dict) and "output" in given["run"]:
             raise ConfigError(f"override {text!r}: run.output is set for the whole file")
         found[name].append(rest)
     return found
