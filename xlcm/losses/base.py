@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,15 @@ class PairLoss(nn.Module):
                 "similarity changes nothing in it, so the bias would be dropped in silence. "
                 "Build the model without a bias, or choose a loss that takes one (sigmoid)"
             )
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless an option has one of the values of a `Literal`.
+
+    Configs are checked before; code that builds a loss is not, and would get another one.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def full_precision(forward: Forward) -> Forward:

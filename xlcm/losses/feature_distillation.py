@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlcm.losses.base import full_precision
+from xlcm.losses.base import check_choice, full_precision
 from xlcm.losses.similarities import Reduction, check_pairs
 
 
@@ -38,6 +38,7 @@ class FeatureDistillationLoss(nn.Module):
         super().__init__()
         if beta <= 0:
             raise ValueError(f"beta must be above 0, got {beta}")
+        check_choice("reduction", reduction, Reduction)
         self.beta = beta
         self.reduction = reduction
         self.detach_teacher = detach_teacher

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from xlcm.distributed import gather
-from xlcm.losses.base import PairLoss, full_precision
+from xlcm.losses.base import PairLoss, check_choice, full_precision
 from xlcm.losses.present import Present
+from xlcm.losses.similarities import Reduction
 
 
 class InfoNCELoss(PairLoss):
@@ -34,11 +35,12 @@ class InfoNCELoss(PairLoss):
         self,
         *,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        check_choice("reduction", reduction, Reduction)
         self.label_smoothing = label_smoothing
         self.reduction = reduction
 

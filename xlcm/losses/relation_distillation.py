@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlcm.losses.base import full_precision
+from xlcm.losses.base import check_choice, full_precision
 from xlcm.losses.similarities import (
     Reduction,
     both_ways,
@@ -18,6 +18,8 @@ from xlcm.losses.similarities import (
     own_columns,
     reduce,
 )
+
+Direction = Literal["both", "left_to_right", "right_to_left"]
 
 
 class RelationDistillationLoss(nn.Module):
@@ -48,7 +50,7 @@ class RelationDistillationLoss(nn.Module):
         self,
         *,
         temperature: Annotated[float, Field(gt=0)] = 0.07,
-        direction: Literal["both", "left_to_right", "right_to_left"] = "both",
+        direction: Direction = "both",
         teacher_mix: Annotated[float, Field(ge=0, le=1)] = 0.0,
         reduction: Reduction = "mean",
     ) -> None:
@@ -57,6 +59,8 @@ class RelationDistillationLoss(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if not 0 <= teacher_mix <= 1:
             raise ValueError(f"teacher_mix must be in [0, 1], got {teacher_mix}")
+        check_choice("direction", direction, Direction)
+        check_choice("reduction", reduction, Reduction)
         self.temperature = temperature
         self.direction = direction
         self.teacher_mix = teacher_mix

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlcm.losses.base import full_precision
+from xlcm.losses.base import check_choice, full_precision
 from xlcm.losses.present import Present
 from xlcm.losses.similarities import Reduction, both_ways, check_pairs, check_rows, reduce
 
 Divergence = Literal["kl", "cross_entropy", "smooth_l1"]
 Pool = Literal["max", "min", "mean"]
+Direction = Literal["both", "text_to_image", "image_to_text"]
 
 
 class Targets(NamedTuple):
@@ -68,12 +69,16 @@ class SimilarityDistillationLoss(nn.Module):
         divergence: Divergence = "kl",
         pool: Pool = "mean",
         reduction: Reduction = "mean",
-        direction: Literal["both", "text_to_image", "image_to_text"] = "both",
+        direction: Direction = "both",
         detach_teacher: bool = True,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_choice("divergence", divergence, Divergence)
+        check_choice("pool", pool, Pool)
+        check_choice("reduction", reduction, Reduction)
+        check_choice("direction", direction, Direction)
         self.temperature = temperature
         self.divergence = divergence
         self.pool = pool

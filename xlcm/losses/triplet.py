@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from xlcm.distributed import gather, local_rows, world
-from xlcm.losses.base import PairLoss, full_precision
+from xlcm.losses.base import PairLoss, check_choice, full_precision
+from xlcm.losses.similarities import Reduction
 
 Negatives = Literal["hardest", "semi_hard", "all"]
 Direction = Literal["both", "image_to_text", "text_to_image"]
@@ -51,13 +52,16 @@ class TripletLoss(PairLoss):
         *,
         margin: Annotated[float, Field(ge=0)] = 0.2,
         negatives: Negatives = "hardest",
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
         direction: Direction = "both",
         legacy_same_image: bool = False,
     ) -> None:
         super().__init__()
         if margin < 0:
             raise ValueError(f"margin must be at least 0, got {margin}")
+        check_choice("negatives", negatives, Negatives)
+        check_choice("reduction", reduction, Reduction)
+        check_choice("direction", direction, Direction)
         self.margin = margin
         self.negatives = negatives
         self.reduction = reduction

@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlcm.losses.base import full_precision
+from xlcm.losses.base import check_choice, full_precision
 from xlcm.losses.optimal_transport import ipot, sinkhorn, transport_distance
+
+WordLoss = Literal["pseudo_label", "ot_distance"]
+Solver = Literal["sinkhorn", "ipot"]
+Marginals = Literal["uniform", "norm"]
 
 SLACK = 1e-5
 """A confidence that equals the threshold but for the rounding of the plan is kept."""
@@ -54,13 +58,13 @@ class WordAlignmentLoss(nn.Module):
     def __init__(
         self,
         *,
-        word_loss: Literal["pseudo_label", "ot_distance"] = "pseudo_label",
-        solver: Literal["sinkhorn", "ipot"] = "sinkhorn",
+        word_loss: WordLoss = "pseudo_label",
+        solver: Solver = "sinkhorn",
         epsilon: Annotated[float, Field(gt=0)] = 0.1,
         iterations: Annotated[int, Field(gt=0)] = 50,
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
         temperature: Annotated[float, Field(gt=0)] = 0.1,
-        marginals: Literal["uniform", "norm"] = "uniform",
+        marginals: Marginals = "uniform",
     ) -> None:
         super().__init__()
         for name, value in {"epsilon": epsilon, "iterations": iterations}.items():
@@ -70,6 +74,9 @@ class WordAlignmentLoss(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        check_choice("word_loss", word_loss, WordLoss)
+        check_choice("solver", solver, Solver)
+        check_choice("marginals", marginals, Marginals)
         self.word_loss = word_loss
         self.solver = solver
         self.epsilon = epsilon
