@@ -51,8 +51,11 @@ def options_table(name: str, definitions: dict[str, Any]) -> str:
     lines = ["| option | values | default | meaning |", "|---|---|---|---|"]
     for option, node in definition["properties"].items():
         needed = option in definition.get("required", ())
-        default = "*needed*" if needed else f"`{shown(node.get('default'))}`"
-        if isinstance(node.get("default"), dict) and node["default"]:
+        given = node.get("default")
+        if isinstance(given, dict) and set(given) == {"name"}:  # a part without options
+            given = given["name"]
+        default = "*needed*" if needed else f"`{shown(given)}`"
+        if isinstance(given, dict) and given:
             default = "all off"
         meaning = node["description"].replace("None", "`null`").replace("|", "\\|")
         lines.append(f"| `{option}` | {values(node)} | {default} | {meaning} |")
