@@ -123,6 +123,7 @@ REFUSED = {
     "a value twice": ({"axis": {"values": [{"label": 1}, {"label": "1"}]}}, "axis.values: 1 is there twice"),
     "a seed twice": ({"seeds": [1, 1]}, "seeds: 1 is there twice"),
     "a name that leaves the folder": ({"methods": {"../a": {}}}, "'../a' can't name a folder"),
+    "an axis called like a key of the results": ({"axis": {"name": "lang", "values": [{"label": 1}]}}, "axis.name: 'lang' is a key of the results already"),
     "plotting nothing": ({"plotted": ["nrccr"]}, "plotted: no method is called 'nrccr'"),
     "a step of no kind": ({"prepare": [{"set": {}}]}, "a step of prepare is one of train, encode and xlcm"),
     "a section that is none": ({"methods": {"a": {"optimm": {}}}}, "unknown key 'methods.a.optimm'"),
@@ -182,6 +183,17 @@ CHANGES = {
     ),
     "a further test": ({"tests": {"again": {}}}, "tests.again"),
 }
+
+
+@pytest.mark.parametrize("spoilt", ["{", "{}"])
+def test_a_spoilt_marker_is_named_with_the_way_out(tiny_data, tmp_path, spoilt):
+    runs = plan_runs(grid(tiny_data, tmp_path))
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / "grid.json").write_text(spoilt)
+    with pytest.raises(
+        ConfigError, match=r"seed-0/grid\.json is not what a run leaves.*remove its"
+    ):
+        take_stock(runs, changed="refuse", keep=False)
 
 
 @pytest.mark.parametrize("name", CHANGES)

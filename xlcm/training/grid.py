@@ -207,7 +207,17 @@ def take_stock(runs: Sequence[Run], *, changed: str, keep: bool) -> None:
 def _read_marker(path: Path) -> Tree | None:
     if not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        known: Tree = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"plan", "results", "seconds"} - set(known)
+    except ValueError:
+        missing = {"JSON"}
+    if missing:
+        raise ConfigError(
+            f"{path} is not what a run leaves (no {', '.join(sorted(missing))}): remove its "
+            "folder, and the run is made anew"
+        )
+    return known
 
 
 def _difference(old: Tree, new: Tree) -> list[str]:

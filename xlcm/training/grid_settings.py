@@ -13,6 +13,8 @@ from xlcm.registry import nearest
 NAME = re.compile(r"[\w.+-]+")
 Label = int | float | str
 Tree = dict[str, Any]
+COLUMNS = ("method", "seed", "test", "lang", "sum_r")
+"""Keys of a row of the results beside the axis."""
 
 
 class Step(Section):
@@ -157,6 +159,11 @@ class GridConfig(Section):
         for name in names:  # they are names of folders
             if not NAME.fullmatch(name) or not name.strip("."):
                 raise ValueError(f"{name!r} can't name a folder: letters, digits and _ . + - do")
+        if self.axis.name in COLUMNS:
+            raise ValueError(
+                f"axis.name: {self.axis.name!r} is a key of the results already, beside "
+                f"{', '.join(c for c in COLUMNS if c != self.axis.name)}: give another name"
+            )
         for kind, found in (("axis.values", [str(label) for label in labels]),
                             ("seeds", [str(seed) for seed in self.seeds])):  # fmt: skip
             twice = sorted({one for one in found if found.count(one) > 1})
