@@ -110,6 +110,55 @@ def test_relation_distillation_gradients_match_finite_differences(direction, mix
     assert torch.autograd.gradcheck(lambda a, b: loss(a, b, *teacher), inputs, atol=1e-6)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("mix", MIXES[:2])
+def test_a_teacher_that_is_not_detached_has_the_same_loss_and_the_gradient_of_differences(
+    direction, mix
+):
+    options = {"temperature": 0.5, "direction": direction, "teacher_mix": mix}
+    loss = RelationDistillationLoss(**options, detach_teacher=False)
+    given = sides(rows=4)
+    assert loss(*given).item() == pytest.approx(
+        RelationDistillationLoss(**options)(*given).item(), rel=1e-12
+    )
+    inputs = [side.requires_grad_() for side in given]
+    assert torch.autograd.gradcheck(loss, inputs, atol=1e-6)
+
+
+def test_a_sure_teacher_that_is_not_detached_has_finite_gradients():
+    inputs = [side.float().requires_grad_() for side in sides()]
+    loss = RelationDistillationLoss(teacher_temperature=0.001, detach_teacher=False)
+    assert ((inputs[2] @ inputs[3].T) / 0.001).softmax(1).min() == 0  # or nothing is shown
+    loss(*inputs).backward()
+    assert all(side.grad.isfinite().all() for side in inputs)
+
+
+def test_teacher_and_student_may_have_temperatures_of_their_own():
+    student, teacher = similarities(*sides()[:2]), similarities(*sides()[2:])
+    scaled = [[x * 0.3 / 0.8 for x in row] for row in teacher]
+    wanted = sum(
+        slow_rows(t, s, 0.3, "kl") / 2
+        for t, s in ((scaled, student), (transposed(scaled), transposed(student)))
+    )
+    loss = RelationDistillationLoss(temperature=0.3, teacher_temperature=0.8)
+    assert loss(*sides()).item() == pytest.approx(wanted, rel=1e-10)
+
+
+def test_a_bonus_is_added_to_the_teachers_similarities_and_gets_no_gradient():
+    left, right, teacher_left, teacher_right = sides()
+    bonus = torch.rand(8, 8, dtype=torch.float64, requires_grad=True)
+    eye = torch.eye(8, dtype=torch.float64)
+    loss = RelationDistillationLoss(temperature=0.3, detach_teacher=False)
+    found = loss(left, right, teacher_left.requires_grad_(), teacher_right, bonus)
+    wanted = loss(left, right, teacher_left @ teacher_right.T + bonus, eye)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-10)
+    found.backward()
+    assert bonus.grad is None
+    assert teacher_left.grad.norm() > 0
+    with pytest.raises(ValueError, match=r"bonus \(7, 8\).*\(8, 8\)"):
+        loss(left, right, teacher_left, teacher_right, bonus[:7])
+
+
 def test_relation_distillation_inside_one_kind_takes_a_side_twice():
     left, _, teacher, _ = sides()
     loss = RelationDistillationLoss(temperature=0.3)
@@ -143,3 +192,7 @@ def test_relation_distillation_refuses_what_it_can_not_compute():
         RelationDistillationLoss(teacher_mix=1.5)
     with pytest.raises(ValueError, match="temperature must be above 0, got -1"):
         RelationDistillationLoss(temperature=-1.0)
+    with pytest.raises(ValueError, match="teacher_temperature must be above 0, got 0"):
+        RelationDistillationLoss(teacher_temperature=0.0)
+    with pytest.raises(ValueError, match=r"teacher_mix=1 leaves nothing.*detach_teacher=true"):
+        RelationDistillationLoss(teacher_mix=1.0, detach_teacher=False)
