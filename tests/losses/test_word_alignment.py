@@ -243,6 +243,21 @@ def test_half_precision_is_widened_also_under_autocast(form):
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
+def spoilt(words: Tensor, row: int, place: int, value: float) -> Tensor:
+    words = words.clone()
+    words[row, place, 4] = value
+    return words
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_caption_whose_words_are_all_zero_has_no_mass_by_their_length(side):
+    source, source_mask, target, target_mask = captions()
+    (source if side == "source" else target)[3] = 0.0
+    with pytest.raises(ValueError, match=rf"{side} caption 3 .* length 0 .*marginals=uniform"):
+        WordAlignmentLoss(marginals="norm")(source, source_mask, target, target_mask)
+    assert WordAlignmentLoss()(source, source_mask, target, target_mask).isfinite()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -253,8 +268,8 @@ def test_half_precision_is_widened_also_under_autocast(form):
         (lambda s, m, t, k: (s, m, t[..., :5], k), "of one width"),
         (lambda s, m, t, k: (s, m[:, :4], t, k), r"got \(4, 5, 6\) and \(4, 4\)"),
         (lambda s, m, t, k: (s, m.float(), t, k), "booleans, got .*float32"),
-        (lambda s, m, t, k: (s * math.nan, m, t, k), "of problem 0 is nan at row 0"),
-        (lambda s, m, t, k: (s, m, t * math.nan, k), "of problem 0 is nan at .*column 0"),
+        (lambda s, m, t, k: (spoilt(s, 1, 2, math.nan), m, t, k), "source caption 1 .* at word 2"),
+        (lambda s, m, t, k: (s, m, spoilt(t, 2, 3, math.inf), k), "target caption 2 .* at word 3"),
     ],
 )
 @pytest.mark.parametrize("marginals", ["uniform", "norm"])

@@ -113,8 +113,8 @@ class WordAlignmentLoss(nn.Module):
             target_mask: `(b, m)` bool.
 
         Raises:
-            ValueError: for no pairs, shapes that don't fit, a caption without words, vectors that
-                are not finite.
+            ValueError: for no pairs, shapes that don't fit, a caption without words, words that
+                are not finite, and for `norm` a caption whose words are all zero.
         """
         source, source_mass = self._words("source", source, source_mask)
         target, target_mass = self._words("target", target, target_mask)
@@ -150,7 +150,19 @@ class WordAlignmentLoss(nn.Module):
                 "captions without text out of the data, or set the weight of this loss to 0"
             )
         words = words.masked_fill(~mask[:, :, None], 0.0)
+        if not words.isfinite().all():
+            row, place, _ = (~words.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"{side} caption {row} of the batch holds NaN or infinity at word {place}: look "
+                "for what made it (a rate too high, half precision, weights that broke)"
+            )
         mass = words.detach().norm(dim=2) if self.marginals == "norm" else mask.to(words.dtype)
+        if (empty := mass.sum(dim=1) == 0).any():
+            raise ValueError(
+                f"{side} caption {int(empty.nonzero()[0])} of the batch has words of length 0 "
+                "alone, to which marginals=norm gives no mass: choose marginals=uniform, or look "
+                "for what made them"
+            )
         return words, mass / mass.sum(dim=1, keepdim=True)
 
     def _plan(self, cost: Tensor, source_mass: Tensor, target_mass: Tensor) -> Tensor:
@@ -160,7 +172,7 @@ class WordAlignmentLoss(nn.Module):
             solve = functools.partial(sinkhorn, epsilon=self.epsilon)
         return solve(
             cost,
-            source_mass != 0,  # true of a NaN too, which the solver must see to refuse it
+            source_mass != 0,
             target_mass != 0,
             row_mass=source_mass,
             column_mass=target_mass,
