@@ -153,6 +153,41 @@ def test_the_length_of_words_counts_only_as_their_mass():
         assert (found[0] == pytest.approx(found[1], rel=1e-9)) == same
 
 
+def test_words_may_be_given_their_mass():
+    source, source_mask, target, target_mask = captions()
+    given = captions()[0].norm(dim=2), captions()[2].norm(dim=2)
+    wanted = WordAlignmentLoss(marginals="norm").each(source, source_mask, target, target_mask)
+    loss = WordAlignmentLoss(marginals="idf")
+    found = loss.each(source, source_mask, target, target_mask, *given)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match=r"needs source_idf \(4, 5\).*got None"):
+        loss(source, source_mask, target, target_mask)
+    given[1][1, 2] = 0.0
+    with pytest.raises(ValueError, match=r"target_idf of caption 1 is 0.0 at word 2"):
+        loss(source, source_mask, target, target_mask, *given)
+
+
+@pytest.mark.parametrize("form", [{}, {"solver": "ipot"}, {"marginals": "norm"}], ids=str)
+def test_distances_between_all_captions_are_those_of_pair_after_pair(form):
+    source, source_mask, target, target_mask = captions()
+    more = captions(rows=6, seed=1)
+    loss = WordAlignmentLoss(**form)
+    found = loss.distances(source.requires_grad_(), source_mask, more[2], more[3])
+    assert not found.requires_grad
+    pairs = WordAlignmentLoss(word_loss="ot_distance", **form)
+    for i in range(4):
+        for j in range(6):
+            one = (
+                source[i : i + 1],
+                source_mask[i : i + 1],
+                more[2][j : j + 1],
+                more[3][j : j + 1],
+            )
+            assert found[i, j].item() == pytest.approx(pairs(*one).item(), rel=1e-9, abs=1e-12)
+    with pytest.raises(ValueError, match="of one width"):
+        loss.distances(source, source_mask, target[..., :5], target_mask)
+
+
 # -- gradients ----------------------------------------------------------------------------------
 
 

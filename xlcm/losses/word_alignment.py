@@ -15,7 +15,7 @@ from xlcm.losses.optimal_transport import ipot, sinkhorn, transport_distance
 
 WordLoss = Literal["pseudo_label", "ot_distance"]
 Solver = Literal["sinkhorn", "ipot"]
-Marginals = Literal["uniform", "norm"]
+Marginals = Literal["uniform", "norm", "idf"]
 
 SLACK = 1e-5
 """A confidence that equals the threshold but for the rounding of the plan is kept."""
@@ -47,7 +47,8 @@ class WordAlignmentLoss(nn.Module):
         threshold: least confidence of a label that is learnt; 0 keeps all. `ot_distance` has none.
         temperature: T of the softmax over words; `ot_distance` has none.
         marginals: `uniform`: each word carries the same mass; `norm`: mass in proportion to the
-            length of the word's vector, constant for the gradient.
+            length of the word's vector, constant for the gradient; `idf`: in proportion to what
+            the caller says of each word, such as its inverse document frequency.
 
     Source: a reconstruction. CL2CM, Wang et al. 2024, https://arxiv.org/abs/2312.08984, aligns
     words by optimal transport and self-supervision; both forms and all settings are ours.
@@ -91,9 +92,11 @@ class WordAlignmentLoss(nn.Module):
         source_mask: Tensor | None,
         target: Tensor,
         target_mask: Tensor | None,
+        source_idf: Tensor | None = None,
+        target_idf: Tensor | None = None,
     ) -> Tensor:
         """Return the mean over this process's pairs, a float32 scalar; arguments as in `each`."""
-        return self.each(source, source_mask, target, target_mask).mean()
+        return self.each(source, source_mask, target, target_mask, source_idf, target_idf).mean()
 
     @full_precision
     def each(
@@ -102,6 +105,8 @@ class WordAlignmentLoss(nn.Module):
         source_mask: Tensor | None,
         target: Tensor,
         target_mask: Tensor | None,
+        source_idf: Tensor | None = None,
+        target_idf: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each pair: `(b,)` float32, no row of which looks at another one.
 
@@ -111,13 +116,16 @@ class WordAlignmentLoss(nn.Module):
                 end); None: all are words.
             target: `(b, m, d)`; row i is a translation of source row i.
             target_mask: `(b, m)` bool.
+            source_idf: `(b, n)`, above 0 on words; for `idf` alone.
+            target_idf: `(b, m)`, likewise.
 
         Raises:
             ValueError: for no pairs, shapes that don't fit, a caption without words, words that
-                are not finite, and for `norm` a caption whose words are all zero.
+                are not finite, for `norm` a caption whose words are all zero, for `idf` missing
+                numbers or such as are not above 0.
         """
-        source, source_mass = self._words("source", source, source_mask)
-        target, target_mass = self._words("target", target, target_mask)
+        source, source_mass = self._words("source", source, source_mask, source_idf)
+        target, target_mass = self._words("target", target, target_mask, target_idf)
         if len(source) != len(target) or source.shape[2] != target.shape[2]:
             raise ValueError(
                 f"source {tuple(source.shape)} and target {tuple(target.shape)} must be equally "
@@ -132,7 +140,50 @@ class WordAlignmentLoss(nn.Module):
         back = self._learn(plan.mT, logits.mT, target_mass, source_mass)
         return (forth + back) / 2
 
-    def _words(self, side: str, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    @full_precision
+    @torch.no_grad()
+    def distances(
+        self,
+        source: Tensor,
+        source_mask: Tensor | None,
+        target: Tensor,
+        target_mask: Tensor | None,
+        source_idf: Tensor | None = None,
+        target_idf: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the plan between any two captions costs: `(b, B)` in [0, 2], no gradient.
+
+        A plan for each of b B pairs, which hold B n m cells at a time.
+
+        Args:
+            source: `(b, n, d)`, and further as in `each`.
+            source_mask: `(b, n)`.
+            target: `(B, m, d)`, of as many captions as you like.
+            target_mask: `(B, m)`.
+            source_idf: `(b, n)`.
+            target_idf: `(B, m)`.
+
+        Raises:
+            ValueError: as `each`.
+        """
+        source, source_mass = self._words("source", source, source_mask, source_idf)
+        target, target_mass = self._words("target", target, target_mask, target_idf)
+        if source.shape[2] != target.shape[2]:
+            raise ValueError(
+                f"source {tuple(source.shape)} and target {tuple(target.shape)} must have words "
+                "of one width"
+            )
+        source, target = F.normalize(source, dim=2), F.normalize(target, dim=2)
+        rows = []
+        for words, mass in zip(source, source_mass):
+            cost = 1 - words @ target.transpose(1, 2)
+            plan = self._plan(cost, mass.expand(len(target), -1), target_mass)
+            rows.append(transport_distance(plan, cost))
+        return torch.stack(rows)
+
+    def _words(
+        self, side: str, words: Tensor, mask: Tensor | None, idf: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return words with 0 for padding, and masses that sum to 1, 0 for padding."""
         if mask is None:
             mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
@@ -156,7 +207,11 @@ class WordAlignmentLoss(nn.Module):
                 f"{side} caption {row} of the batch holds NaN or infinity at word {place}: look "
                 "for what made it (a rate too high, half precision, weights that broke)"
             )
-        mass = words.detach().norm(dim=2) if self.marginals == "norm" else mask.to(words.dtype)
+        mass = mask.to(words.dtype)
+        if self.marginals == "norm":
+            mass = words.detach().norm(dim=2)
+        elif self.marginals == "idf":
+            mass = _given(side, idf, mask).to(words.dtype)
         if (empty := mass.sum(dim=1) == 0).any():
             raise ValueError(
                 f"{side} caption {int(empty.nonzero()[0])} of the batch has words of length 0 "
@@ -186,3 +241,20 @@ class WordAlignmentLoss(nn.Module):
         partition = logits.masked_fill(other_mass[:, None, :] == 0, -torch.inf).logsumexp(dim=2)
         entropy = labels.sum(dim=2) * partition - (labels * logits).sum(dim=2)
         return (entropy * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
+def _given(side: str, idf: Tensor | None, mask: Tensor) -> Tensor:
+    """Return the masses that the caller gives to words, 0 for padding."""
+    if idf is None or idf.shape != mask.shape:
+        raise ValueError(
+            f"marginals=idf needs {side}_idf {tuple(mask.shape)}, a number above 0 for each word; "
+            f"got {None if idf is None else tuple(idf.shape)}"
+        )
+    wrong = mask & ~((idf > 0) & idf.isfinite())
+    if wrong.any():
+        row, place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"{side}_idf of caption {row} is {idf[row, place].item()} at word {place}; it must be "
+            "above 0 and finite"
+        )
+    return idf.masked_fill(~mask, 0.0)
