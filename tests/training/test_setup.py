@@ -41,6 +41,15 @@ def test_what_does_not_change_the_training_may_change(begun, tmp_path):
     assert kept["evaluation"]["bootstrap"] == 33
 
 
+def test_what_validations_are_scored_by_may_not_change(tiny_data, tmp_path):
+    val = {"data": {"val": tiny.held_out(tiny_data, "val")}, "run": {"steps": 2}}
+    begun = tiny.tree(tiny_data, tmp_path / "judged", **val)
+    tiny.train(begun)
+    with pytest.raises(ConfigError, match=r"another config.*evaluation\.langs"):
+        tiny.train(merge(begun, {"evaluation": {"langs": ["en"]}, "run": {"steps": 3}}))
+    tiny.train(merge(begun, {"evaluation": {"bootstrap": 3}, "run": {"steps": 3}}))
+
+
 def test_keys_that_may_change_exist():
     for section, keys in MAY_CHANGE.items():
         known = TrainConfig.model_fields[section].annotation.model_fields

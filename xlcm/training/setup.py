@@ -36,8 +36,14 @@ MAY_CHANGE = {
     "run": {"output", "name", "steps", "epochs", "log_every", "eval_every", "save_every",
             "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers"},
     "data": {"workers", "test"},
+    "evaluation": {"bootstrap", "batch_size", "source_lang", "visual", "fusion", "sheet_langs",
+                   "sheet_queries"},
 }  # fmt: skip
-"""Keys that a run may be continued with other values of; `evaluation` may change altogether."""
+"""Keys that a run may be continued with other values of.
+
+The rest of `evaluation` says what the scores of validations are, of which the best one is kept: it
+may change only where there is no validation.
+"""
 
 
 def start(config: TrainConfig) -> Accelerator:
@@ -112,7 +118,10 @@ def same_run(
     changed = []
     for key in sorted({*before, *now}):
         section, _, rest = key.partition(".")
-        free = section == "evaluation" or rest.split(".")[0] in may_change.get(section, ())
+        free = rest.split(".")[0] in may_change.get(section, ())
+        if section == "evaluation":
+            picks = rest.startswith("fusion") and config.run.select == "fused_text_to_visual"
+            free = config.data.val is None or (free and not picks)
         if not free and before.get(key) != now.get(key):
             changed.append(f"{key}: {before.get(key)!r} -> {now.get(key)!r}")
     if changed:
