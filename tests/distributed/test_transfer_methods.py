@@ -44,6 +44,10 @@ CL2CM = {
         "relations": ["target_image", "target_target", "image_image"], "teacher_mix": 0.2,
         "word_loss": "ot_distance", "solver": "ipot", "direction": "image_to_target",
     },
+    "cl2cm_teacher": {
+        "detach_teacher": False, "teacher_temperature": 0.2, "word_score": 0.5, "teacher_mix": 0.2,
+        "sentence_weight": 0.0, "marginals": "idf",
+    },
 }  # fmt: skip
 NAMES = [*NRCCR, *TAUGHT, *CL2CM]
 
@@ -61,6 +65,8 @@ def method_of(name: str) -> torch.nn.Module:
     torch.manual_seed(5)
     built = build(methods, spec, model).double()
     built.begin(0.5)  # for a weight that rises
+    if getattr(built, "needs_idf", False):  # as if counted over some captions
+        built.idf = torch.linspace(0.5, 3.0, 2 * small_models.VOCABULARY).double().view(2, -1)
     return built
 
 

@@ -6,15 +6,17 @@ import re
 
 import pytest
 import torch
-from small_models import bag, batch, model, part
+from small_models import Numbers, bag, batch, model, part
 
 from xlcm.config import ConfigError, build
+from xlcm.data.views import View, Views
 from xlcm.encoders.heads import BatchNormHead
 from xlcm.losses.triplet import TripletLoss
 from xlcm.methods.cl2cm import CL2CM
 from xlcm.methods.contrastive import Contrastive
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.registry import methods
+from xlcm.types import Caption, Item
 
 NO_TRANSFER = {"distillation_weight": 0.0, "sentence_weight": 0.0, "word_weight": 0.0}
 TEMPERATURE = 0.2  # of the cross-modal network
@@ -68,6 +70,13 @@ def slow_plan(cost, epsilon, iterations):
         v = [1 / m / sum(kernel[i][j] * u[i] for i in range(n)) for j in range(m)]
         u = [1 / n / sum(kernel[i][j] * v[j] for j in range(m)) for i in range(n)]
     return [[u[i] * kernel[i][j] * v[j] for j in range(m)] for i in range(n)]
+
+
+def slow_distance(source, target):
+    unit = [[(w / w.norm()).detach() for w in words] for words in (source, target)]
+    cost = [[1 - float(x @ y) for y in unit[1]] for x in unit[0]]
+    plan = slow_plan(cost, 0.1, 50)
+    return sum(p * c for line, costs in zip(plan, cost) for p, c in zip(line, costs))
 
 
 def slow_words(source, target, epsilon=0.1, iterations=50, threshold=0.5, tau=0.1):
@@ -173,6 +182,95 @@ def test_one_direction_of_the_transfer(direction, left):
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
+def test_the_teacher_may_have_a_temperature_of_its_own():
+    rows = method().encode(data())
+    student, teacher = (
+        product(rows, "image", "target"),
+        product(rows, "cross_source", "cross_target"),
+    )
+    scaled = [[x * 0.07 / 0.3 for x in row] for row in teacher]
+    found = method(teacher_temperature=0.3).losses(rows)["distillation"].item()
+    assert found == pytest.approx(slow_relation(student, scaled, 0.07), rel=1e-6)
+
+
+def test_words_may_have_a_say_in_what_is_taught():
+    trained, made = method(word_score=0.4, word_weight=0.0), data()
+    rows = trained.encode(made)
+    source, target = (trained.cross_lingual(made.text[view]) for view in ("source", "target"))
+    teacher = product(rows, "cross_source", "cross_target")
+    for i in range(8):
+        for j in range(8):
+            words = source.tokens[i][source.mask[i]], target.tokens[j][target.mask[j]]
+            teacher[i][j] += 0.4 * (1 - slow_distance(*words))
+    wanted = slow_relation(product(rows, "image", "target"), teacher, 0.07)
+    assert trained.losses(rows)["distillation"].item() == pytest.approx(wanted, rel=1e-6)
+    plain = method(word_weight=0.0)
+    assert wanted != pytest.approx(plain.losses(rows)["distillation"].item(), rel=1e-3)
+    assert not trained.cacheable  # words of other lengths
+
+
+class Corpus:
+    """A data set of the captions of a batch."""
+
+    name, split = "corpus", "train"
+    source, target = ["3 4 4", "3 5", "3"], ["7 8", "7", "8 8 9"]
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        first = Caption(f"{index}en", "en", self.source[index])
+        return Item(
+            str(index), "train",
+            (first, Caption(f"{index}de", "de", self.target[index], "mt", of=first.id)),
+        )  # fmt: skip
+
+
+def counted(**options):
+    trained = method(marginals="idf", **options)
+    views = Views({"source": View(langs=["en"]), "target": View(langs=["de"], of="source")})
+    trained.remember(Corpus(), views, fixed=True)
+    made = data(rows=3)
+    made.text = {
+        "source": Numbers()(Corpus.source), "target": Numbers()(Corpus.target),
+    }  # fmt: skip
+    return trained, made
+
+
+@pytest.mark.parametrize("pieces_averaged", [False, True])
+def test_rare_pieces_may_carry_more_mass(pieces_averaged, monkeypatch):
+    trained, made = counted(average_pieces=pieces_averaged)
+    seen = []
+    monkeypatch.setattr(
+        trained.word_loss, "each", lambda *given: seen.extend(given) or torch.zeros(3)
+    )
+    trained.encode(made)
+    rare = {name: math.log(4 / f) for name, f in {"3": 3, "4": 1, "5": 1, "7": 2, "8": 2}.items()}
+    first, second = seen[4:]
+    if pieces_averaged:  # even pieces go on: 3 4 4 is one word, and so is 7 8
+        wanted = [(rare["3"] + 2 * rare["4"]) / 3], [(rare["7"] + rare["8"]) / 2]
+        found = first[0, seen[1][0]], second[0, seen[3][0]]
+    else:
+        wanted = [rare["3"], rare["4"], rare["4"]], [rare["7"], rare["8"]]
+        found = first[0, seen[1][0]], second[0, seen[3][0]]
+    for one, other in zip(found, wanted):
+        assert one.tolist() == pytest.approx(other, rel=1e-6)
+
+
+def test_masses_by_frequency_train_and_are_refused_before_they_are_counted():
+    for options in ({}, {"word_score": 0.5}, {"average_pieces": True, "word_score": 0.5}):
+        trained, made = counted(**options)
+        total = trained.total(trained(made))
+        total.backward()
+        assert math.isfinite(total.item())
+        assert not [name for name in trained.state_dict() if "idf" in name]  # counted anew
+    with pytest.raises(ValueError, match=r"marginals=idf needs .*`remember\("):
+        method(marginals="idf")(data())
+    unused = method(marginals="idf", word_weight=0.0)
+    unused.remember(None, None, fixed=True)  # nothing would read it
+    unused(data())
+
+
 # -- two networks --------------------------------------------------------------------------------
 
 
@@ -199,6 +297,19 @@ def reached(trained, term):
 )
 def test_no_gradient_crosses_from_one_network_to_the_other(term, wanted):
     assert reached(method(), term) == wanted
+
+
+def test_a_teacher_that_is_not_detached_learns_from_what_it_teaches():
+    options = {"detach_teacher": False, "word_score": 0.5}
+    assert reached(method(**options), "distillation") == {"retriever", "cross_lingual"}
+    for weights in ({}, {"sentence_weight": 0.0}, {"sentence_weight": 0.0, "word_weight": 0.0}):
+        for shared in (False, True):
+            trained = method(**options, **weights, share_encoder=shared)
+            assert trained.resting() == ()
+            trained.total(trained(data())).backward()
+            assert not [n for n, p in trained.named_parameters() if p.grad is None]
+    with pytest.raises(ValueError, match="first stage"):  # whose weight of distillation is 0
+        method(**options, schedule="staged", sentence_weight=0.0, word_weight=0.0)
 
 
 def test_a_shared_encoder_learns_from_both_and_the_teachers_head_from_its_own():
@@ -404,6 +515,8 @@ def test_cl2cm_refuses_words_of_a_tower_that_returns_none():
     tower = bag(context="none", tokens=False)
     with pytest.raises(ValueError, match=r"returns none.*tokens=true.*word_weight=0"):
         method(tower)
+    with pytest.raises(ValueError, match=r"returns none.*word_score=0"):
+        method(tower, word_weight=0.0, word_score=0.5)
     trained = method(bag(context="none", tokens=False), word_weight=0.0)
     assert "word" not in trained(data())
 
@@ -415,6 +528,11 @@ def test_cl2cm_refuses_what_can_not_be_trained():
         method(share_encoder=True, schedule="staged")
     with pytest.raises(ValueError, match=r"first stage .* are 0: schedule=joint"):
         method(schedule="staged", sentence_weight=0, word_weight=0)
+    with pytest.raises(ValueError, match=r"relations .* name one twice"):
+        method(relations=["target_image", "image_image", "target_image"])
+    for wrong in ({"relations": ["image_image"]}, {"distillation_weight": 0.0}):
+        with pytest.raises(ValueError, match=r"word_score is part of .* target_image"):
+            method(word_score=0.5, **wrong)
     with pytest.raises(ValueError, match="InfoNCELoss would ignore it"):
         CL2CM(model(bias=-10.0))
 

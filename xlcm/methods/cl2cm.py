@@ -20,13 +20,16 @@ from pydantic import Field
 from torch import Tensor
 
 from xlcm.config import Part
+from xlcm.data.dataset import Dataset
+from xlcm.data.document_frequency import inverse_document_frequency
+from xlcm.data.views import Views
 from xlcm.encoders.heads import HeadFactory, LinearHead
 from xlcm.losses.base import PairLoss
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.relation_distillation import RelationDistillationLoss
 from xlcm.losses.word_alignment import WordAlignmentLoss
 from xlcm.methods.base import Method
-from xlcm.models.cross_lingual import CrossLingualNetwork
+from xlcm.models.cross_lingual import CrossLingualNetwork, Words, gather_words
 from xlcm.registry import heads, losses
 from xlcm.types import Batch, Encoded, Terms
 
@@ -39,7 +42,10 @@ class CL2CM(Method):
     """Contrastive cross-modal learning with the relations of a cross-lingual network as targets.
 
     The cross-lingual network has an encoder of its own, a copy of the retriever's text tower as
-    it was at the start; it is thrown away after training.
+    it was at the start; it is thrown away after training. While it learns it is in training mode,
+    as a teacher too: with dropout in its tower the relations that it teaches are noisy, and one
+    that rests (`afterwards=freeze`, or no weight) teaches without. Predicting masked words by
+    pointing at their translations, another way to learn from plans, is left out.
 
     Args:
         retriever: a model with `embed_visual`, `embed_text`, `scale` and `bias`; words need a
@@ -61,14 +67,23 @@ class CL2CM(Method):
         word_loss: `pseudo_label`: transport plans as labels of a word-to-word softmax;
             `ot_distance`: the transport cost itself.
         solver: of the transport plan.
-        marginals: mass of each word: alike, or by the length of its vector.
+        marginals: mass of each word: alike, by the length of its vector, or by the inverse
+            document frequency of its piece (of the mean over its pieces, if averaged) in the
+            training captions of its view, counted before the first step.
         epsilon: entropic regularisation of `sinkhorn`.
         iterations: of the solver.
         threshold: least confidence of a pseudo-label.
         word_temperature: of the word-to-word softmax.
         temperature: of the distributions in the distillation.
+        teacher_temperature: of the teacher's ones; None: `temperature`.
         direction: of the distillation: both, or one of them.
         teacher_mix: share of the identity in the teacher's distribution.
+        detach_teacher: whether the distillation leaves the cross-lingual network alone; if not, it
+            trains that one too.
+        word_score: gamma: add gamma (1 - transport distance of the words) to the teacher's
+            similarity of a source and a target caption, without gradient. Costs a transport plan
+            for each of the B x B pairs of the global batch in each step, where the word level
+            needs B, memory for the words of all processes, and gradient caching.
         relations: what is taught: `target_image` (source to target captions, for images to target
             captions); further `target_target` (among target captions) and `image_image` (among
             source captions, for images); the mean of those named.
@@ -80,7 +95,8 @@ class CL2CM(Method):
 
     Raises:
         ValueError: if all weights are 0, the encoder is shared or nothing trains the cross-lingual
-            network in a staged schedule, or the retriever has a bias that no loss would train.
+            network in a staged schedule, the retriever has a bias that no loss would train, a
+            relation is named twice, or nothing would use `word_score`.
 
     Source: reconstruction after the abstract of Wang et al. 2024,
     https://arxiv.org/abs/2312.08984; the replacement form of the total follows the same group's
@@ -90,6 +106,7 @@ class CL2CM(Method):
     title = "cl2cm"
     views: tuple[str, ...] = ("source", "target")
     retriever: Any
+    idf: Tensor | None
 
     def __init__(
         self,
@@ -110,14 +127,17 @@ class CL2CM(Method):
         average_pieces: bool = False,
         word_loss: Literal["pseudo_label", "ot_distance"] = "pseudo_label",
         solver: Literal["sinkhorn", "ipot"] = "sinkhorn",
-        marginals: Literal["uniform", "norm"] = "uniform",
+        marginals: Literal["uniform", "norm", "idf"] = "uniform",
         epsilon: Annotated[float, Field(gt=0)] = 0.1,
         iterations: Annotated[int, Field(gt=0)] = 50,
         threshold: Share = 0.5,
         word_temperature: Annotated[float, Field(gt=0)] = 0.1,
         temperature: Annotated[float, Field(gt=0)] = 0.07,
+        teacher_temperature: Annotated[float, Field(gt=0)] | None = None,
         direction: Literal["both", "image_to_target", "target_to_image"] = "both",
         teacher_mix: Share = 0.0,
+        detach_teacher: bool = True,
+        word_score: Weight = 0.0,
         relations: Annotated[list[Relation], Field(min_length=1)] = ["target_image"],  # noqa: B006
         schedule: Literal["joint", "staged"] = "joint",
         cross_lingual_epochs: Annotated[float, Field(gt=0)] = 1.0,
@@ -133,10 +153,14 @@ class CL2CM(Method):
         )  # fmt: skip
         self.relation_loss = RelationDistillationLoss(
             temperature=temperature,
+            teacher_temperature=teacher_temperature,
             teacher_mix=teacher_mix,
+            detach_teacher=detach_teacher,
             direction=DIRECTIONS[direction],
         )
         self.relations = list(relations)
+        if len(set(relations)) < len(relations):
+            raise ValueError(f"cl2cm: relations {self.relations} name one twice: once is enough")
         self.distillation_weight, self.target_weight = distillation_weight, target_weight
         self.warmup_epochs = warmup_epochs
         self.first_stage = cross_lingual_epochs if schedule == "staged" else 0.0
@@ -154,14 +178,27 @@ class CL2CM(Method):
             raise ValueError("cl2cm: all weights are 0")
         if schedule == "staged" and share_encoder:
             raise ValueError("cl2cm: a shared encoder can't rest while it is trained: joint")
-        self.learns = bool({"sentence", "word"} & set(self.full))  # the cross-lingual network
-        if schedule == "staged" and not self.learns:
+        own = bool({"sentence", "word"} & set(self.full))  # terms of the cross-lingual network
+        taught = "distillation" in self.full and not detach_teacher  # it learns from the other
+        self.learns = own or taught
+        if schedule == "staged" and not own:
             raise ValueError(
                 "cl2cm: the first stage trains the cross-lingual network alone, but "
                 "sentence_weight and word_weight are 0: schedule=joint"
             )
         self.crosses = bool({"sentence", "word", "distillation"} & set(self.full))
-        if "word" in self.full and not getattr(retriever.text, "returns_tokens", True):
+        self.word_score = word_score
+        if word_score and ("distillation" not in self.full or "target_image" not in relations):
+            raise ValueError(
+                "cl2cm: word_score is part of what the relation target_image teaches: add it to "
+                "relations and give distillation_weight a weight, or set word_score to 0"
+            )
+        self.reads_words = "word" in self.full or word_score > 0
+        # words of rows with other lengths can't be stacked as embeddings can
+        self.cacheable = not word_score
+        self.register_buffer("idf", None, persistent=False)
+        self.needs_idf = marginals == "idf" and self.reads_words
+        if self.reads_words and not getattr(retriever.text, "returns_tokens", True):
             raise ValueError(NO_WORDS)
         sides = {side for term in self.full for side in PAIRS.get(term, ())}
         self.has_image = "image" in sides or "distillation" in self.full
@@ -177,7 +214,7 @@ class CL2CM(Method):
                 average_pieces=average_pieces,
             )
             # DDP waits for the gradient of every trained parameter
-            if "sentence" not in self.full:
+            if "sentence" not in self.full and not taught:
                 self.cross_lingual.head.requires_grad_(False)
             if not self.learns:
                 self.cross_lingual.requires_grad_(False)
@@ -217,6 +254,14 @@ class CL2CM(Method):
         """Return the network that stands still in this stage, or always if no term trains it."""
         return self._resting
 
+    def remember(self, dataset: Dataset, views: Views, *, fixed: bool) -> None:
+        """Count in how many captions of its view each piece is, where masses need it."""
+        if self.needs_idf:
+            device, tokenizer = next(self.parameters()).device, self.retriever.text.tokenizer
+            self.idf = inverse_document_frequency(
+                dataset, views, self.views, tokenizer, device=device
+            ).to(device)
+
     # -- rows -----------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
@@ -224,10 +269,11 @@ class CL2CM(Method):
 
         `image`, `source`, `target` `(b, D)` of the cross-modal network, `cross_source`,
         `cross_target` `(b, D')` of the other, all of length 1, and `word (b,)`, each pair's
-        word-level loss.
+        word-level loss; for `word_score` `source_words`, `target_words` `(b, L, d)` without
+        gradient, their `_mask` and, if masses need them, `_idf` `(b, L)`.
 
         Raises:
-            ValueError: if the batch lacks images or captions.
+            ValueError: if the batch lacks images or captions, or masses by idf were not counted.
         """
         encoded = {"ids": batch.ids}
         if self.has_image:
@@ -240,14 +286,33 @@ class CL2CM(Method):
             if self.cross_lingual is not None:
                 crossed[view] = self.cross_lingual(text, states if self.share_encoder else None)
                 encoded[f"cross_{view}"] = crossed[view].pooled
-        if "word" in self.full:
-            encoded["word"] = self._align(crossed["source"], crossed["target"])
+        if self.reads_words:
+            words = {view: self._words(batch, view, crossed[view]) for view in self.views}
+            if "word" in self.full:
+                encoded["word"] = self.word_loss.each(
+                    *words["source"][:2], *words["target"][:2],
+                    words["source"][2], words["target"][2],
+                )  # fmt: skip
+            if self.word_score:
+                for view, (tokens, mask, idf) in words.items():
+                    encoded |= {f"{view}_words": tokens.detach(), f"{view}_words_mask": mask}
+                    encoded |= {} if idf is None else {f"{view}_words_idf": idf}
         return encoded
 
-    def _align(self, source: Encoded, target: Encoded) -> Tensor:
-        if source.tokens is None or target.tokens is None:
+    def _words(self, batch: Batch, view: str, crossed: Encoded) -> Words:
+        if crossed.tokens is None or crossed.mask is None:
             raise ValueError(NO_WORDS)
-        return self.word_loss.each(source.tokens, source.mask, target.tokens, target.mask)
+        if not self.needs_idf:
+            return crossed.tokens, crossed.mask, None
+        if self.idf is None:
+            raise ValueError(
+                "cl2cm: marginals=idf needs the document frequencies of the training captions: "
+                "call `remember(dataset, views, fixed=...)` before the first step, as training "
+                "does, or choose marginals=uniform"
+            )
+        assert self.cross_lingual is not None
+        rarity = self.idf[self.views.index(view)][batch.text[view].ids]
+        return crossed.tokens, crossed.mask, self.cross_lingual.per_word(batch.text[view], rarity)
 
     # -- losses ---------------------------------------------------------------------------------
 
@@ -275,14 +340,25 @@ class CL2CM(Method):
 
     def _relation(self, encoded: dict[str, Tensor], name: str) -> Tensor:
         left, right, teacher_left, teacher_right = RELATIONS[name]
+        bonus = None
+        if self.word_score and name == "target_image":
+            tokens, mask, idf = _words_of(encoded, "source")
+            others, other_mask, other_idf = gather_words(*_words_of(encoded, "target"))
+            distance = self.word_loss.distances(tokens, mask, others, other_mask, idf, other_idf)
+            bonus = self.word_score * (1 - distance)
         return self.relation_loss(
-            encoded[left], encoded[right], encoded[teacher_left], encoded[teacher_right]
+            encoded[left], encoded[right], encoded[teacher_left], encoded[teacher_right], bonus
         )
+
+
+def _words_of(encoded: dict[str, Tensor], view: str) -> Words:
+    name = f"{view}_words"
+    return encoded[name], encoded[f"{name}_mask"], encoded.get(f"{name}_idf")
 
 
 NO_WORDS = (
     "cl2cm aligns words, but the text tower returns none: set model.text.tokens=true, or "
-    "method.word_weight=0"
+    "method.word_weight=0 and method.word_score=0"
 )
 
 DIRECTIONS: dict[str, Literal["both", "left_to_right", "right_to_left"]] = {

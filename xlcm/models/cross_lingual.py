@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlcm.distributed import gather, world
 from xlcm.encoders.base import TextEncoder
 from xlcm.encoders.heads import HeadFactory
 from xlcm.losses.base import widen
 from xlcm.types import Encoded, TextBatch
+
+Words: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"
+"""Vectors `(b, n, d)`, mask `(b, n)` and inverse document frequencies `(b, n)`, where needed."""
 
 
 class CrossLingualNetwork(nn.Module):
@@ -60,6 +66,13 @@ class CrossLingualNetwork(nn.Module):
             return Encoded(sentences)
         return Encoded(sentences, *self._words(text, states.tokens))
 
+    def per_word(self, text: TextBatch, values: Tensor) -> Tensor:
+        """Return numbers of pieces `(b, L)` as numbers of what `forward` calls words `(b, n)`."""
+        if not self.average_pieces:
+            return values
+        real = text.mask.bool() & ~self.special[text.ids]
+        return average_pieces(values[..., None], real, self.starts[text.ids])[0][..., 0]
+
     def _words(self, text: TextBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         # the batch's mask and not the tower's, whose `token_dropout` may hide every word
         real = text.mask.bool() & ~self.special[text.ids]
@@ -86,3 +99,20 @@ def average_pieces(tokens: Tensor, mask: Tensor, starts: Tensor) -> tuple[Tensor
     count = weight.sum(1)
     words = weight.transpose(1, 2) @ tokens / count.clamp(min=1)[..., None]
     return words, count > 0
+
+
+def gather_words(tokens: Tensor, mask: Tensor, idf: Tensor | None = None) -> Words:
+    """Return the words of all processes, padded to the longest caption of any of them.
+
+    Args:
+        tokens: `(b, n, d)`, b being the same on every process and n not.
+        mask: `(b, n)` bool.
+        idf: `(b, n)`, or None on every process.
+    """
+    if world() == 1:
+        return tokens, mask, idf
+    mine = tokens.shape[1]
+    more = int(gather(torch.tensor([mine], device=tokens.device)).max()) - mine
+    longer = F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more))
+    rarity = None if idf is None else gather(F.pad(idf, (0, more)))
+    return gather(longer[0]), gather(longer[1]), rarity
