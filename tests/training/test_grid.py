@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -209,6 +210,21 @@ def test_runs_of_another_config_are_refused_by_name_or_redone(tiny_data, tmp_pat
     assert first.folder.is_dir()
     take_stock(runs, changed="redo", keep=False)
     assert not first.folder.exists()
+
+
+def test_runs_on_other_data_are_refused_by_file(tiny_data, tmp_path):
+    copied = tmp_path / "data"
+    shutil.copytree(tiny_data, copied)
+    config = grid(copied, tmp_path / "grid")
+    run = plan_runs(config)[0]
+    run.folder.mkdir(parents=True)
+    marker = {"plan": run.plan, "results": [{"lang": "en", "sum_r": 1.0}], "seconds": 1.0}
+    (run.folder / "grid.json").write_text(json.dumps(marker))
+    take_stock(plan_runs(config), changed="refuse", keep=False)
+    with (copied / "tiny.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(ConfigError, match=r"another config.*content of .*tiny\.jsonl"):
+        take_stock(plan_runs(config), changed="refuse", keep=False)
 
 
 def test_keys_that_change_no_figure_may_change(tiny_data, tmp_path):

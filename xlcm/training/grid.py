@@ -7,6 +7,7 @@ Every run has a folder with `grid.json`, which holds its config and, when it is 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def plan_runs(config: GridConfig, prepared: Sequence[str] = ()) -> list[Run]:
         ConfigError: one line a fault of any run's config.
     """
     base = _base(config)
+    digests: dict[str, str] = {}
     runs, faults = [], []
     for seed in config.seeds:
         for value in config.axis.values:
@@ -100,11 +102,27 @@ def plan_runs(config: GridConfig, prepared: Sequence[str] = ()) -> list[Run]:
                     "config": _without_free(tree),
                     "tests": {name: test.model_dump() for name, test in config.tests.items()},
                     "prepare": list(prepared),
+                    "data": _digests({**tree, "run": None}, digests),
                 }
                 runs.append(Run(method, value.label, seed, folder, tree, tests, plain(plan)))
         if faults:  # the other seeds have the same ones
             raise ConfigError("\n".join(dict.fromkeys(faults)))
     return runs
+
+
+def _digests(spec: Any, known: dict[str, str]) -> dict[str, str]:
+    """Return the SHA-256 of every file that a spec names, and of stores' indices and models."""
+    if isinstance(spec, dict | list):
+        inner = spec.values() if isinstance(spec, dict) else spec
+        return {path: digest for one in inner for path, digest in _digests(one, known).items()}
+    if not isinstance(spec, str):
+        return {}
+    named = (Path(spec), Path(spec) / "index.json", Path(spec) / "model.safetensors")
+    files = [file for file in named if file.is_file()]
+    for file in files:
+        if str(file) not in known:
+            known[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {str(file): known[str(file)] for file in files}
 
 
 def _base(config: GridConfig) -> Tree:
@@ -225,6 +243,8 @@ def _difference(old: Tree, new: Tree) -> list[str]:
     steps = old["prepare"]
     keys = [] if steps == new["prepare"][: len(steps)] else ["prepare"]
     before, now = (flat({**plan["config"], "tests": plan["tests"]}) for plan in (old, new))
+    data, files = old.get("data", {}), new["data"]
+    keys += [f"content of {file}" for file in files if data.get(file, files[file]) != files[file]]
     other = [key for key in sorted({*before, *now}) if before.get(key, ()) != now.get(key, ())]
     # a section that was empty or null before differs as a whole: its keys say more
     return keys + [key for key in other if not any(k.startswith(f"{key}.") for k in other)]
