@@ -270,6 +270,19 @@ def test_nrccr_asks_for_and_computes_only_what_has_a_weight(terms, views, image,
     assert (trained.opponent is not None) == ("adversarial" in terms)
 
 
+@pytest.mark.parametrize(
+    ("term", "vectors"),
+    [("image_target", 1), ("cycle", 2), ("adversarial", 2), ("similarity", 3), ("feature", 3)],
+)
+def test_a_caption_that_is_read_moves_the_heads_averages_whether_a_term_uses_it_or_not(
+    term, vectors
+):
+    trained = only(term)
+    head = trained.retriever.text_head = BatchNormHead(trained.retriever.text.width, 5).double()
+    trained(batch(*trained.views))
+    assert head.norm.num_batches_tracked == vectors
+
+
 def test_nrccr_says_what_a_batch_lacks():
     with pytest.raises(ValueError, match=r"no 'back' captions.*data\.views\.back.*weights"):
         method()(batch("source", "target"))

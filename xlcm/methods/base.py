@@ -58,7 +58,9 @@ class Method(nn.Module):
         views: names of the captions that it needs; an instance may need fewer than its class.
         cacheable: whether `losses` only reads what `encode` returned and the retriever's
             temperature and bias. A method that runs towers again in `losses` says False, and
-            gradient caching refuses it.
+            gradient caching refuses it. It says nothing of layers that look beyond a row: under
+            gradient caching a batch-norm head (as NRCCR's) sees the pieces that the batch is cut
+            into, normalises by each one's own rows, and moves its averages once a pass and piece.
         weights: factor of each term in the total; `begin` may change them.
         extra_texts: captions of a view once more, for another tokenizer (a teacher's): name in
             `Batch.text` -> (view, tokenizer).

@@ -40,9 +40,17 @@ class NRCCR(Method):
 
     All captions go through one text tower, a `RefinedTextEncoder`. The teacher `h` is what its
     attention block makes of the target caption when the source caption asks; what the translation
-    got wrong finds no question. Only terms with a weight are computed, and only their captions
-    are asked for. The defaults are the released ones, but for padding and for captions of one
-    image (see `legacy_padding` of the tower and `legacy_same_image` of the triplet loss).
+    got wrong finds no question. The defaults are the released ones, but for padding and for
+    captions of one image (see `legacy_padding` of the tower and `legacy_same_image` of the triplet
+    loss).
+
+    Only terms with a weight are computed, and only what they read (`ROWS`) is asked for: no
+    images where no term compares with them, `back` for `cycle` alone, the teacher's cross block
+    for `similarity`, `feature` and `image_teacher` alone; without `adversarial` there is no
+    discriminator. A caption that is read gets its vector, whether or not a term uses it: the
+    source's for distillation and both for `adversarial` still move a batch-norm head's averages.
+    The discriminator pads as the tower does: it takes `legacy_padding`
+    from there. `cacheable` is False for the `strong` one, which reads tokens.
 
     Args:
         retriever: a `DualEncoder` whose text tower is `refined`.
