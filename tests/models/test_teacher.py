@@ -120,6 +120,18 @@ def test_a_teacher_without_its_captions_says_which_are_missing(saved, tiny_data)
         teacher(batch, "source")
 
 
+def test_a_caption_that_the_teacher_has_never_seen_is_named(saved, tiny_data):
+    rows, teacher = rows_of(tiny_data), Teacher(str(saved))
+    teacher.remember(rows.dataset, rows.views, "source", images=True)
+    batch = batch_of(rows, teacher, [1, 2, 3])
+    keys = batch.text["source"].keys
+    batch.text["source"].keys = (keys[0], "elsewhere7", keys[2])
+    with pytest.raises(
+        ValueError, match=r"never seen 1 of the batch's 3 'source' captions.*'elsewhere7'.*remember"
+    ):
+        teacher(batch, "source")
+
+
 # -- what doesn't fit ----------------------------------------------------------------------------
 
 

@@ -177,11 +177,16 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, view: str) -> tuple[Tensor, Tensor]:
-        """Return the embeddings `(b, D)` of the batch's captions of a view and of its images."""
+        """Return the embeddings `(b, D)` of the batch's captions of a view and of its images.
+
+        Raises:
+            ValueError: for a caption that was not among those that `remember` was shown, or, where
+                nothing was remembered, a batch without the captions in the teacher's tokens.
+        """
         device = batch.ids.device
         keys = batch.text[view].keys
         if self._text is not None and keys:
-            text = self._text[[self._rows[key] for key in keys]].to(device)
+            text = self._text[self._rows_of(keys, view)].to(device)
         elif self.text_name not in batch.text:
             raise ValueError(
                 f"teacher {self.source} was not shown the training data before the first step "
@@ -196,3 +201,14 @@ class Teacher:
             assert batch.visual is not None
             image = self.to(device).model.embed_visual(batch.visual)
         return text, image
+
+    def _rows_of(self, keys: tuple[str, ...], view: str) -> list[int]:
+        unseen = [key for key in keys if key not in self._rows]
+        if unseen:
+            raise ValueError(
+                f"teacher {self.source} has never seen {len(unseen)} of the batch's {len(keys)} "
+                f"{view!r} captions, the first of them {unseen[0]!r}: it remembers "
+                f"{len(self._rows)} captions of the data that `Method.remember` was called with; "
+                "call it with the data set and views that the batches are drawn from"
+            )
+        return [self._rows[key] for key in keys]
