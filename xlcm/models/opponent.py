@@ -24,6 +24,12 @@ class Opponent(nn.Module):
     Everything here computes in the precision of the weights, whatever autocast says: the network
     is small, and float16 would lose gradients that no scaler looks after.
 
+    Under fp16 a scaler multiplies the model's loss, and where only the gradients scaled so overflow
+    it passes over the model's step and lowers its factor. Loss and buffers were good, so the
+    training loop takes nothing back, and the opponent keeps its step: it learnt from states that
+    were finite, unscaled, and is one step ahead of the model. With a loss that is not finite both
+    stay where they were.
+
     Args:
         module: of any parameters; they are turned into buffers in place.
         lr: of Adam.
