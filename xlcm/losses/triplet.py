@@ -30,7 +30,9 @@ class TripletLoss(PairLoss):
             `semi_hard`, the most similar one among those less similar than the pair (0 if there
             is none); `all`, every negative.
         reduction: `mean`: the mean over rows of the row's mean violation over its counted
-            negatives, in [0, 2 + margin] a direction. `sum`: the sum of the violations over
+            negatives, in [0, 2 + margin] a direction; the released code of NRCCR divides the sum
+            by B for the hardest negatives, which is the same, but for all of them by B * B,
+            with the pair itself in the count. `sum`: the sum of the violations over
             rows and counted negatives of the *global* batch, as the papers have it; the
             gradient grows with the batch, so a learning rate fits one batch size only.
         direction: `image_to_text` searches negative texts for each image, `text_to_image` the
