@@ -103,13 +103,15 @@ def test_c2kd_refuses_a_teacher_that_does_not_know_the_source(tiny_data, tmp_pat
         tiny.train(config)
 
 
-@pytest.mark.parametrize("name", ["nrccr", "c2kd", "c2kd of some", "cl2cm"])
+@pytest.mark.parametrize("name", ["nrccr", "c2kd", "c2kd of some", "cl2cm", "cl2cm by words"])
 def test_two_processes_train_as_one(tiny_data, tmp_path, processes, teacher, incomplete, name):
     def config(output):
         if name == "nrccr":
             return nrccr(tiny_data, output)
-        if name == "cl2cm":
-            return merge(nrccr(tiny_data, output), {"method": {"name": "cl2cm"}})
+        if name.startswith("cl2cm"):
+            words = {"marginals": "idf", "word_score": 0.5, "iterations": 5}
+            method = {"name": "cl2cm", **(words if name.endswith("words") else {})}
+            return merge(nrccr(tiny_data, output), {"method": method})
         manifest = incomplete if name.endswith("some") else None
         spec = {"name": "c2kd", "teachers": [teacher]}
         return languages(tiny_data, output, spec, manifest=manifest)
