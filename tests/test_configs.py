@@ -61,6 +61,8 @@ SHIPPED = {
     "nrccr/vatex_zh.yaml": "train",
     "benchmarks/noise.yaml": "benchmark",
     "benchmarks/photos_mt.yaml": "benchmark",
+    "benchmarks/photos_teacher.yaml": "train",
+    "benchmarks/photos_text.yaml": "train",
     "benchmarks/scenes_features.yaml": "encode",
     "benchmarks/scenes_teacher.yaml": "train",
     "benchmarks/scenes_text.yaml": "train",
