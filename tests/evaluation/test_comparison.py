@@ -120,6 +120,11 @@ def test_the_mean_of_languages_is_taken_seed_by_seed():
     assert comparison.keys[-1] == ("", "mean of de, zh")
 
 
+def test_a_language_to_average_that_no_run_has_is_named():
+    with pytest.raises(ConfigError, match=r"average: no run has figures of 'ed'.*with figures: de"):
+        Comparison(rows(TWO), axis="noise", average=["ed"])
+
+
 def test_tests_have_tables_of_their_own_and_stay_together():
     found = [{**row, "test": test} for row in rows(TWO) for test in ("written", "translated")]
     found += [{**row, "lang": "en"} for row in found]

@@ -209,6 +209,19 @@ def test_words_may_have_a_say_in_what_is_taught():
     assert not trained.cacheable  # words of other lengths
 
 
+def test_no_plans_of_all_pairs_are_solved_while_nothing_is_taught(monkeypatch):
+    trained, solved = method(word_score=0.4, word_weight=0.0, warmup_epochs=1.0), []
+    real = trained.word_loss.distances
+    monkeypatch.setattr(
+        trained.word_loss, "distances", lambda *a, **k: solved.append(1) or real(*a, **k)
+    )
+    rows = trained.encode(data())
+    for epoch, times in ((0.0, 0), (0.5, 1)):
+        trained.begin(epoch)
+        trained.losses(rows)
+        assert len(solved) == times
+
+
 class Corpus:
     """A data set of the captions of a batch."""
 

@@ -112,6 +112,10 @@ REFUSED = {
         lambda t: change(t, "method", {"name": "c2kd", "teachers": ["stage:frist"]}), (),
         r"'stage:frist' is no earlier stage; did you mean 'first'",
     ),
+    "a reference that is spelt like an override": (
+        lambda t: change(t, "method", {"name": "c2kd", "teachers": ["stages:first"]}), (),
+        r"stage 'second': 'stages:first': a stage's model is 'stage:first'",
+    ),
     "two precisions": (
         lambda t: change(t, "run", {"precision": "bf16"}), (), r"precision differs.*bf16, fp32",
     ),

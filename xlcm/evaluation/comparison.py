@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 
 from xlcm.config import ConfigError
 from xlcm.evaluation.style import figure, look, only
+from xlcm.registry import nearest
 
 Row = Mapping[str, Any]
 Key = tuple[str, str]  # test ("" if there is one alone) and language
@@ -99,6 +100,9 @@ class Comparison:
         axis: the key of the axis.
         baseline: the method that differences are taken to; None: none.
         average: languages whose mean joins as one more, if a run has them all.
+
+    Raises:
+        ConfigError: for a language in `average` that no run has figures of.
     """
 
     def __init__(
@@ -125,6 +129,13 @@ class Comparison:
         self.keys = sorted(keys, key=lambda key: tests.index(key[0]))  # a test's panels together
 
     def _add_average(self, langs: Sequence[str]) -> None:
+        known = sorted({lang for _, _, (_, lang) in self.figures})
+        for lang in langs:
+            if lang not in known:
+                raise ConfigError(
+                    f"average: no run has figures of {lang!r}{nearest(lang, known)}; languages "
+                    f"with figures: {', '.join(known)}"
+                )
         for method, label, test in dict.fromkeys((m, x, key[0]) for m, x, key in self.figures):
             found = [self.figures.get((method, label, (test, lang)), {}) for lang in langs]
             seeds = set.intersection(*(set(by_seed) for by_seed in found))

@@ -341,7 +341,8 @@ class CL2CM(Method):
     def _relation(self, encoded: dict[str, Tensor], name: str) -> Tensor:
         left, right, teacher_left, teacher_right = RELATIONS[name]
         bonus = None
-        if self.word_score and name == "target_image":
+        taught = self.weights.get("distillation")  # 0 in a stage or a warm-up: no plan is needed
+        if self.word_score and taught and name == "target_image":
             tokens, mask, idf = _words_of(encoded, "source")
             others, other_mask, other_idf = gather_words(*_words_of(encoded, "target"))
             distance = self.word_loss.distances(tokens, mask, others, other_mask, idf, other_idf)

@@ -179,6 +179,10 @@ def _resolved(node: Any, folders: Mapping[str, str], at: str) -> Any:
         return {key: _resolved(value, folders, at) for key, value in node.items()}
     if isinstance(node, list):
         return [_resolved(value, folders, at) for value in node]
+    if isinstance(node, str) and node.startswith("stages:"):
+        raise ConfigError(
+            f"{at}: {node!r}: a stage's model is {node.replace('stages:', REFERENCE)!r}"
+        )
     if not isinstance(node, str) or not node.startswith(REFERENCE):
         return node
     name = node.removeprefix(REFERENCE)
