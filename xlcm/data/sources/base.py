@@ -1,0 +1,281 @@
+"""What every source shares: what it needs, what was published of it, and the import itself.
+
+A source says in a `Plan` which files it reads and yields the items; `run_import` checks the files,
+writes the manifest, looks after the pictures and reports counts and leaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from xlcm.data.manifest import DataError, ManifestWriter
+from xlcm.data.sources.text_lines import find_all
+from xlcm.types import Item
+
+SHOWN = 5  # examples that a message or report names
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file or folder that a source reads.
+
+    Args:
+        path: from the root, plain or gzipped; may be a glob, or absolute.
+        what: for people, such as "captions of the training images, English".
+        required: whether the import can't do without it.
+    """
+
+    path: str
+    what: str
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Published counts of one split.
+
+    Args:
+        items: None where it isn't known.
+        captions: by `<lang>` or `<lang> <origin>`.
+    """
+
+    items: int | None = None
+    captions: Mapping[str, int] = field(default_factory=dict)
+
+
+class Skipped:
+    """Counts what a source left out, such as captions without text, and keeps the first places."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, where: str) -> None:
+        """Note one; `where` is `file:line`."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(where)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One import.
+
+    Args:
+        name: of the source in `SOURCES`, such as `multi30k`.
+        title: for people, such as "Multi30K task 1".
+        get: where a person gets the files by hand, with the URL.
+        terms: of use, one sentence.
+        cite: the paper.
+        needs: the files that are read.
+        items: yields them in the manifest's order, `where` set to `file:line`. `image` (or
+            `video`) is the file's name below the folder that `--images` names, or an absolute
+            path, which is kept. Raises `DataError` as `file:line: what is wrong`.
+        expected: published counts by split.
+        key: which picture it is over data sets (`flickr:1234567890`, `coco:123456`), from the
+            item's id alone; None: the id. A source whose module has this function as
+            `picture_key` is understood by `--against` of other sources.
+        notes: traps that a user of this set must know.
+        skipped: what the items' reader left out; read at the end.
+    """
+
+    name: str
+    title: str
+    get: str
+    terms: str
+    cite: str
+    needs: tuple[Need, ...]
+    items: Callable[[], Iterator[Item]]
+    expected: Mapping[str, Expected] = field(default_factory=dict)
+    key: Callable[[Item], str] | None = None
+    notes: tuple[str, ...] = ()
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that every source has."""
+    parser.add_argument("--root", required=True, help="the folder as its owners publish it")
+    parser.add_argument("--out", required=True, help="the manifest; `.report.json` is put beside")
+    parser.add_argument("--images", "--videos", metavar="FOLDER",
+                        help="the pictures or videos (default: none, features by id)")  # fmt: skip
+    parser.add_argument(
+        "--missing-images", choices=["error", "drop", "keep"], default="error",
+        help="what to do with items whose picture is not there (default: error)",
+    )  # fmt: skip
+    parser.add_argument("--against", nargs="+", default=[], metavar="MANIFEST",
+                        help="count pictures that these manifests hold too, by split")  # fmt: skip
+
+
+def run_import(plan: Plan, args: argparse.Namespace) -> int:
+    """Import, show and write the report.
+
+    Args:
+        plan: of the source.
+        args: with what `add_common` declares.
+
+    Returns:
+        0 if all is as published; 1 if counts differ, or a picture is in two splits of this
+        manifest (it is written all the same).
+
+    Raises:
+        DataError: if files are missing or can't be read; nothing is written then.
+    """
+    from xlcm.data.sources.report import Report, overlaps
+
+    check_needs(plan, args.root)
+    against = overlaps(plan, args.against)  # read first: a wrong path should not cost an hour
+    report = Report(plan)
+    pictures = Pictures(args.images, args.out, args.missing_images)
+    with ManifestWriter(args.out) as writer:
+        for item in plan.items():
+            report.read(item)
+            placed = pictures.place(item)
+            if placed is not None:
+                _write(writer, placed)
+                report.wrote(placed)
+        pictures.finish()
+        if not writer.items:
+            raise DataError(f"{args.root}: {plan.title} has no items here; nothing is written")
+    report.finish(args.out, pictures.notes(), against)
+    report.show()
+    report.save(f"{args.out}.report.json")
+    return 0 if report.good else 1
+
+
+def _write(writer: ManifestWriter, item: Item) -> None:
+    try:
+        writer.write(item)
+    except DataError as error:
+        if not item.where:
+            raise
+        raise DataError(f"{item.where}: {str(error).partition(': ')[2]}") from error
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def check_needs(plan: Plan, root: str | Path) -> None:
+    """Print what is there and what is not.
+
+    Raises:
+        DataError: if something required is missing: what, where to get it, the terms.
+    """
+    from xlcm.data.tables import table
+
+    if not Path(root).is_dir():
+        raise DataError(f"{root}: no such folder. {_by_hand(plan)}")
+    rows, missing = [], []
+    for need in plan.needs:
+        found = find_all(root, need.path)
+        state = f"{len(found):,} found" if len(found) > 1 else "found"
+        if not found:
+            state = "MISSING" if need.required else "not there, not required"
+            missing += [need] if need.required else []
+        shown = str(found[0]) if len(found) == 1 else str(Path(root) / need.path)
+        rows.append([need.what, os.path.relpath(shown, root), state])
+    if rows:
+        table(f"{plan.title}: files below {root}", ["what", "path", ""], rows)
+    if missing:
+        paths = "\n".join(f"  {Path(root) / need.path}: {need.what}" for need in missing)
+        raise DataError(f"{plan.title}: {len(missing)} of {len(plan.needs)} files are missing:\n"
+                        f"{paths}\n{_by_hand(plan)}")  # fmt: skip
+
+
+def _by_hand(plan: Plan) -> str:
+    return f"Get it by hand: {plan.get}\nTerms: {plan.terms}"
+
+
+# -- pictures -----------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Turns file names into paths from the manifest's folder, and looks whether they are there.
+
+    Each folder is listed once, which on a network disk is far faster than asking for every file.
+
+    Args:
+        folder: what the names start from; None: names are taken off the items.
+        manifest: the file whose folder the paths start from.
+        missing: `error`, `drop` or `keep`.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
+
+    def __init__(self, folder: str | None, manifest: str | Path, missing: str = "error") -> None:
+        if folder is not None and not Path(folder).is_dir():
+            raise DataError(f"--images {folder}: no such folder")
+        self.folder = folder
+        self.start = os.path.realpath(Path(manifest).parent)
+        self.missing = missing
+        self.without: list[str] = []  # the first few
+        self.taken_off = self.absent = 0
+        self._listed: dict[str, set[str]] = {}
+
+    def place(self, item: Item) -> Item | None:
+        """Return the item with paths as the manifest wants them; None if it is dropped."""
+        for name in ("image", "video"):
+            file = getattr(item, name)
+            if file is None:
+                continue
+            if self.folder is None and not os.path.isabs(file):
+                self.taken_off += 1
+                item = _with(item, name, None)
+                continue
+            path = os.path.join(os.path.abspath(self.folder or ""), file)
+            if not self._there(path):
+                self.absent += 1
+                if len(self.without) < SHOWN:
+                    self.without.append(file)
+                if self.missing != "keep":
+                    return None
+            with suppress(ValueError):  # another drive
+                path = os.path.relpath(path, self.start)
+            item = _with(item, name, path.replace(os.sep, "/"))
+        return item
+
+    def finish(self) -> None:
+        """Refuse missing pictures, unless they may be dropped or kept.
+
+        Raises:
+            DataError: with their number and the first names.
+        """
+        if self.absent and self.missing == "error":
+            where = f"--images {self.folder}: " if self.folder else ""
+            raise DataError(
+                f"{where}{self.absent:,} pictures are not there, such as "
+                f"{', '.join(self.without)}; nothing is written. `--missing-images drop` leaves "
+                "their items out, `--missing-images keep` keeps them",
+                kind="image_missing",
+            )
+
+    def notes(self) -> list[str]:
+        """Return what was done, for the report."""
+        said = []
+        if self.taken_off:
+            said.append(f"no --images: {self.taken_off:,} items have no path to a picture; train "
+                        "on features with their ids as keys, or import again")  # fmt: skip
+        if self.absent:
+            done = "dropped" if self.missing == "drop" else "kept"
+            said.append(f"{self.absent:,} pictures are not there, their items were {done}: "
+                        + ", ".join(self.without))  # fmt: skip
+        return said
+
+    def _there(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._listed:
+            try:
+                with os.scandir(folder) as entries:
+                    self._listed[folder] = {entry.name for entry in entries}
+            except OSError:
+                self._listed[folder] = set()
+        return name in self._listed[folder]
+
+
+def _with(item: Item, name: str, path: str | None) -> Item:
+    return replace(item, image=path) if name == "image" else replace(item, video=path)

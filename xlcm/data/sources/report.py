@@ -1,0 +1,211 @@
+"""What an import counted, beside what was published, and which pictures lie in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xlcm.data.manifest import DataError, lines, read_manifest
+from xlcm.data.sources.base import SHOWN, Expected, Plan
+from xlcm.data.tables import say, table
+from xlcm.types import Item
+
+Keys = dict[str, dict[str, set[str]]]
+"""Manifest -> split -> keys of its pictures."""
+
+
+class Report:
+    """Counts while items pass, then shows and saves it.
+
+    Args:
+        plan: with the published counts.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.items: Counter[str] = Counter()  # read, by split
+        self.captions: Counter[tuple[str, str, str]] = Counter()  # split, lang, origin
+        self.bare: Counter[str] = Counter()  # items without captions
+        self.written: Counter[str] = Counter()
+        self.keys: dict[str, set[str]] = {}
+        self.repeated: Counter[str] = Counter()  # items whose picture was met in their split
+        self.digests: dict[str, str] = {}
+        self.leaks: list[dict[str, Any]] = []
+        self.against: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self._order: list[str] = []
+
+    def read(self, item: Item) -> None:
+        """Count an item as the source gave it."""
+        self.items[item.split] += 1
+        self.bare[item.split] += not item.captions
+        for caption in item.captions:
+            self.captions[item.split, caption.lang, caption.origin] += 1
+
+    def wrote(self, item: Item) -> None:
+        """Count an item that is in the manifest; call it in the manifest's order."""
+        self.written[item.split] += 1
+        self._order.append(item.split)
+        key = self.plan.key(item) if self.plan.key else item.id
+        keys = self.keys.setdefault(item.split, set())
+        self.repeated[item.split] += key in keys
+        keys.add(key)
+
+    def finish(self, out: str | Path, notes: Sequence[str], against: Keys) -> None:
+        """Digest the manifest's lines and compare the splits with each other and with others."""
+        digests = {split: hashlib.sha256() for split in self.written}
+        for split, (_, _, raw) in zip(self._order, lines(out), strict=True):
+            digests[split].update(raw)
+        self.digests = {split: digest.hexdigest() for split, digest in digests.items()}
+        splits = list(self.keys)
+        for i, one in enumerate(splits):
+            for other in splits[i + 1 :]:
+                self._compare(self.leaks, one, self.keys[other], split=other)
+        for path, theirs in against.items():
+            for one in splits:
+                for other, keys in theirs.items():
+                    self._compare(self.against, one, keys, manifest=path, split=other)
+        self.notes = [*notes, *self.plan.notes]
+
+    def _compare(self, to: list[dict[str, Any]], one: str, keys: set[str], **other: str) -> None:
+        shared = self.keys[one] & keys
+        if shared:
+            share = {"pictures": len(shared), "of": len(self.keys[one])}
+            to.append({"of_split": one, **other, **share, "first": sorted(shared)[:SHOWN]})
+
+    @property
+    def rows(self) -> list[tuple[str, str, int, int | None]]:
+        """Split, what, number, published number (None: not known)."""
+        made: list[tuple[str, str, int, int | None]] = []
+        expected = {**dict.fromkeys(self.items, Expected()), **self.plan.expected}
+        for split, published in expected.items():
+            made.append((split, "items", self.items[split], published.items))
+            counts: Counter[str] = Counter()
+            for (name, lang, origin), n in self.captions.items():
+                if name == split:
+                    counts[f"{lang} {origin}"] += n
+                    counts[lang] += n
+            told = published.captions
+            rest = {label for label in counts if " " in label and label.split()[0] not in told}
+            for label in sorted({*told, *rest}):
+                made.append((split, label, counts[label], told.get(label)))
+        return made
+
+    @property
+    def good(self) -> bool:
+        """Whether counts are as published and no picture is in two splits."""
+        same = all(told is None or told == n for _, _, n, told in self.rows)
+        return same and not self.leaks
+
+    def show(self) -> None:
+        """Print it."""
+        shown = [
+            [split, what, n, _verdict(n, told),
+             f"{self.written[split]:,} written" if what == "items"
+             and self.written[split] != n else ""]
+            for split, what, n, told in self.rows
+        ]  # fmt: skip
+        table(self.plan.title, ["split", "what", "read", "published", ""], shown)
+        if self.plan.skipped.count:
+            first = ", ".join(self.plan.skipped.first)
+            say(f"{self.plan.skipped.count:,} empty captions were left out: {first}")
+        for split, n in self.bare.items():
+            if n:
+                say(f"{n:,} items of {split} have no captions")
+        for split, n in self.repeated.items():
+            if n:
+                say(f"{n:,} items of {split} show a picture that the split holds already")
+        for leak in self.leaks:
+            say(f"LEAK: {_told(leak)} are in {leak['split']} too: {', '.join(leak['first'])}")
+        for leak in self.against:
+            say(f"{_told(leak)} are in {leak['split']} of {leak['manifest']}: "
+                + ", ".join(leak["first"]))  # fmt: skip
+        for note in self.notes:
+            say(f"Note: {note}")
+        say(f"Terms: {self.plan.terms}\nCite: {self.plan.cite}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        splits: dict[str, Any] = {
+            split: {
+                "items": self.items[split], "written": self.written[split],
+                "sha256": self.digests.get(split), "without_captions": self.bare[split],
+                "pictures": len(self.keys.get(split, ())),
+            }
+            for split in self.items
+        }  # fmt: skip
+        for split, what, n, told in self.rows:
+            counts = splits.setdefault(split, {}).setdefault("counts", [])
+            counts.append({"what": what, "read": n, "published": told})
+        plan = self.plan
+        return {
+            "source": plan.name, "title": plan.title, "as_published": self.good,
+            "splits": splits, "leaks": self.leaks, "against": self.against,
+            "empty_captions": {"count": plan.skipped.count, "first": plan.skipped.first},
+            "notes": self.notes, "terms": plan.terms, "cite": plan.cite,
+        }  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, aside and then in place."""
+        aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(aside, path)
+
+
+def _verdict(n: int, told: int | None) -> str:
+    if told is None:
+        return "not known"
+    return "as published" if n == told else f"expected {told:,}"
+
+
+def _told(leak: Mapping[str, Any]) -> str:
+    return f"{leak['pictures']:,} of {leak['of']:,} pictures of {leak['of_split']}"
+
+
+# -- other manifests ----------------------------------------------------------------------------
+
+
+def overlaps(plan: Plan, paths: Sequence[str]) -> Keys:
+    """Return the keys of other manifests' pictures.
+
+    A manifest whose report names its source is read by that source's `picture_key`; any other by
+    this plan's key, as if it came from the same source.
+
+    Raises:
+        DataError: for what is no manifest.
+    """
+    keys: Keys = {}
+    for path in paths:
+        key = _key_of(path) or plan.key or _own_id
+        if not Path(path).is_file():
+            raise DataError(f"--against {path}: no such manifest")
+        splits = keys.setdefault(path, {})
+        for item in read_manifest(path):
+            splits.setdefault(item.split, set()).add(key(item))
+    return keys
+
+
+def _key_of(path: str) -> Callable[[Item], str] | None:
+    from xlcm.data.sources import SOURCES
+
+    report = Path(f"{path}.report.json")
+    if not report.is_file():
+        return None
+    try:
+        source = json.loads(report.read_text(encoding="utf-8"))["source"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{report}: no report of an import: {error!r}") from error
+    if source not in SOURCES:
+        return None
+    return getattr(importlib.import_module(SOURCES[source]), "picture_key", _own_id)
+
+
+def _own_id(item: Item) -> str:
+    return item.id
