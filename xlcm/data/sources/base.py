@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,17 +50,28 @@ class Expected:
 
 
 class Skipped:
-    """Counts what a source left out, such as captions without text, and keeps the first places."""
+    """Counts what a source left out, by reason, and keeps the first places of each.
+
+    Attributes:
+        counts: by reason.
+        places: the first few `file:line` of each.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.first: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.places: dict[str, list[str]] = {}
 
-    def add(self, where: str) -> None:
-        """Note one; `where` is `file:line`."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(where)
+    def add(self, where: str, why: str = "captions without text") -> None:
+        """Note one; `where` is `file:line`, `why` a plural that "were left out" can follow."""
+        self.counts[why] += 1
+        places = self.places.setdefault(why, [])
+        if len(places) < SHOWN:
+            places.append(where)
+
+    @property
+    def count(self) -> int:
+        """How many, for whatever reason."""
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="the manifest; `.report.json` is put beside")
     parser.add_argument("--images", "--videos", metavar="FOLDER",
                         help="the pictures or videos (default: none, features by id)")  # fmt: skip
+    parser.add_argument("--more-images", nargs="+", default=[], metavar="FOLDER",
+                        help="where pictures are that --images lacks")  # fmt: skip
     parser.add_argument(
         "--missing-images", choices=["error", "drop", "keep"], default="error",
         help="what to do with items whose picture is not there (default: error)",
@@ -130,7 +144,8 @@ def run_import(plan: Plan, args: argparse.Namespace) -> int:
     check_needs(plan, args.root)
     against = overlaps(plan, args.against)  # read first: a wrong path should not cost an hour
     report = Report(plan)
-    pictures = Pictures(args.images, args.out, args.missing_images)
+    more = getattr(args, "more_images", ())
+    pictures = Pictures(args.images, args.out, args.missing_images, more=more)
     with ManifestWriter(args.out) as writer:
         for item in plan.items():
             report.read(item)
@@ -202,15 +217,24 @@ class Pictures:
         folder: what the names start from; None: names are taken off the items.
         manifest: the file whose folder the paths start from.
         missing: `error`, `drop` or `keep`.
+        more: folders for names that `folder` lacks.
 
     Raises:
         DataError: if there is no such folder.
     """
 
-    def __init__(self, folder: str | None, manifest: str | Path, missing: str = "error") -> None:
-        if folder is not None and not Path(folder).is_dir():
-            raise DataError(f"--images {folder}: no such folder")
-        self.folder = folder
+    def __init__(
+        self,
+        folder: str | None,
+        manifest: str | Path,
+        missing: str = "error",
+        *,
+        more: Sequence[str] = (),
+    ) -> None:
+        self.folders = [*([] if folder is None else [folder]), *more]
+        for named in self.folders:
+            if not Path(named).is_dir():
+                raise DataError(f"--images {named}: no such folder")
         self.start = os.path.realpath(Path(manifest).parent)
         self.missing = missing
         self.without: list[str] = []  # the first few
@@ -223,21 +247,29 @@ class Pictures:
             file = getattr(item, name)
             if file is None:
                 continue
-            if self.folder is None and not os.path.isabs(file):
+            if not self.folders and not os.path.isabs(file):
                 self.taken_off += 1
                 item = _with(item, name, None)
                 continue
-            path = os.path.join(os.path.abspath(self.folder or ""), file)
-            if not self._there(path):
+            path = self._path(file)
+            if path is None:
                 self.absent += 1
                 if len(self.without) < SHOWN:
                     self.without.append(file)
                 if self.missing != "keep":
                     return None
+                path = os.path.join(self.folders[0] if self.folders else "", file)
             with suppress(ValueError):  # another drive
                 path = os.path.relpath(path, self.start)
             item = _with(item, name, path.replace(os.sep, "/"))
         return item
+
+    def _path(self, file: str) -> str | None:
+        for folder in self.folders or [""]:
+            path = os.path.join(os.path.abspath(folder), file)
+            if self._there(path):
+                return path
+        return None
 
     def finish(self) -> None:
         """Refuse missing pictures, unless they may be dropped or kept.
@@ -246,7 +278,7 @@ class Pictures:
             DataError: with their number and the first names.
         """
         if self.absent and self.missing == "error":
-            where = f"--images {self.folder}: " if self.folder else ""
+            where = f"--images {' '.join(self.folders)}: " if self.folders else ""
             raise DataError(
                 f"{where}{self.absent:,} pictures are not there, such as "
                 f"{', '.join(self.without)}; nothing is written. `--missing-images drop` leaves "

@@ -112,9 +112,8 @@ class Report:
             for split, what, n, told in self.rows
         ]  # fmt: skip
         table(self.plan.title, ["split", "what", "read", "published", ""], shown)
-        if self.plan.skipped.count:
-            first = ", ".join(self.plan.skipped.first)
-            say(f"{self.plan.skipped.count:,} empty captions were left out: {first}")
+        for why, n in self.plan.skipped.counts.items():
+            say(f"{n:,} {why} were left out: {', '.join(self.plan.skipped.places[why])}")
         for split, n in self.bare.items():
             if n:
                 say(f"{n:,} items of {split} have no captions")
@@ -147,7 +146,10 @@ class Report:
         return {
             "source": plan.name, "title": plan.title, "as_published": self.good,
             "splits": splits, "leaks": self.leaks, "against": self.against,
-            "empty_captions": {"count": plan.skipped.count, "first": plan.skipped.first},
+            "left_out": {
+                why: {"count": n, "first": plan.skipped.places[why]}
+                for why, n in plan.skipped.counts.items()
+            },
             "notes": self.notes, "terms": plan.terms, "cite": plan.cite,
         }  # fmt: skip
 
