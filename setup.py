@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 VIDEO = ["av>=12"]
+FEATURES = ["h5py>=3.8", "lmdb>=1.4"]
 SEARCH = ["faiss-cpu>=1.8", "gradio>=4.40"]
 PEFT = ["peft>=0.13"]
 EVAL = ["mteb>=1.30"]
@@ -43,6 +44,7 @@ setup(
     ],
     extras_require={
         "video": VIDEO,
+        "features": FEATURES,
         "search": SEARCH,
         "peft": PEFT,
         "eval": EVAL,

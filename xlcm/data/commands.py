@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlcm.data.feature_commands import add_convert_features
 from xlcm.data.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_stats(actions)
     _add_import(actions)
     _add_train_tokenizer(actions)
+    add_convert_features(actions)
 
 
 def run(args: argparse.Namespace) -> int:

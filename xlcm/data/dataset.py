@@ -10,7 +10,8 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
-from xlcm.data.features import FeatureStore
+from xlcm.data.boxes import BoxSize
+from xlcm.data.feature_formats import open_features
 from xlcm.data.images import load_image
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, Manifest
@@ -60,8 +61,12 @@ class ManifestDataset:
         split: which of its splits.
         langs: captions in other languages are left out; items stay, even without a caption.
         image_root: what the image paths start from; the manifest's folder by default.
-        features: the folder of a feature store (`xlcm.data.features`); an item's key is its
-            `features`, or else its id.
+        features: the folder of a feature store (`xlcm.data.features`), or features of another
+            format (`xlcm.data.feature_formats`); an item's key is its `features`, or else its id.
+        feature_ids: a file that names the rows of a matrix of features, where they are in no file
+            beside it.
+        boxes: how many numbers about its box each region gets behind its features: 4 (corners), 5
+            (and area), 7 (and width, height, area), or 0.
 
     Attributes:
         name: the manifest's file name without its ending.
@@ -80,6 +85,8 @@ class ManifestDataset:
         langs: list[str] | None = None,
         image_root: str | None = None,
         features: str | None = None,
+        feature_ids: str | None = None,
+        boxes: BoxSize = 0,
     ) -> None:
         for lang in langs or ():
             if fault := language_fault(lang):
@@ -89,7 +96,11 @@ class ManifestDataset:
         self.split = split
         self.langs = frozenset(langs) if langs is not None else None
         self.image_root = Path(path).parent if image_root is None else Path(image_root)
-        self.store = FeatureStore(features) if features is not None else None
+        if features is None and (feature_ids is not None or boxes):
+            raise ValueError("`feature_ids` and `boxes` go with `features`")
+        self.store = (
+            open_features(features, ids=feature_ids, boxes=boxes) if features is not None else None
+        )
 
     def __len__(self) -> int:
         return len(self.manifest)

@@ -3,7 +3,8 @@
 A store is a folder:
 
     index.json               kind, dim, dtype, shards with their sizes and SHA-256, who made it
-    shard-00000.safetensors  `values`, with `keys` and `starts`: each shard stands for itself
+    shard-00000.safetensors  `values`, with `keys` and `starts`: each shard stands for itself;
+                             `boxes` of regions, if there are any
     keys.npy, rows.npy       the sorted keys and where each one lies; opened by memory map
 """
 
@@ -24,11 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xlcm.data.manifest import DataError
+from xlcm.data.mapped import map_tensor
 from xlcm.registry import nearest
 
 Kind: TypeAlias = Literal["pooled", "tokens", "views"]
 VERSION = 1
 INDEX = "index.json"
+MEMORY_KEYS = 100_000  # up to so many keys are kept as a dict (20 MB); beyond, they are searched
 LONGEST_KEY = 512  # bytes; keys lie in a table as wide as the longest of them
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 DIMENSIONS = {"pooled": 1, "tokens": 2, "views": 2}
@@ -49,6 +52,7 @@ class FeatureWriter:
         encoder: what made the features; a store with another one is never continued.
         views: how many, for that kind.
         shard_items: items a shard.
+        boxes: whether each item's regions have boxes, for `tokens`.
 
     Raises:
         DataError: if the folder holds a store with other settings.
@@ -64,11 +68,14 @@ class FeatureWriter:
         encoder: Mapping[str, Any] | None = None,
         views: int | None = None,
         shard_items: int = 8192,
+        boxes: bool = False,
     ) -> None:
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         if (views is not None) != (kind == "views"):
             raise ValueError(f"`views` is the number of views of kind='views'; got {views}, {kind}")
+        if boxes and kind != "tokens":
+            raise ValueError(f"boxes belong to the regions of kind='tokens', got {kind!r}")
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shard_items = shard_items
@@ -77,18 +84,22 @@ class FeatureWriter:
             "encoder": json.loads(json.dumps(dict(encoder or {}))), "count": 0, "complete": False,
             "shards": [],
         }  # fmt: skip
+        if boxes:
+            self._index["boxes"] = True
         self._keys: dict[str, None] = {}
         self._waiting: list[tuple[str, Tensor]] = []
+        self._boxes: list[Tensor] = []
         if (self.folder / INDEX).is_file():
             self._continue()
 
     def _continue(self) -> None:
         found = _read_index(self.folder)
-        for name in ("kind", "dim", "dtype", "views", "encoder"):
-            if found[name] != self._index[name]:
+        for name in ("kind", "dim", "dtype", "views", "encoder", "boxes"):
+            there, wanted = found.get(name), self._index.get(name)
+            if there != wanted:
                 raise DataError(
-                    f"{self.folder}: the feature store here has {name}={found[name]!r}, not "
-                    f"{self._index[name]!r}; choose another folder or delete this one"
+                    f"{self.folder}: the feature store here has {name}={there!r}, not "
+                    f"{wanted!r}; choose another folder or delete this one"
                 )
         self._index = {**found, "complete": False}
         for shard in found["shards"]:
@@ -103,12 +114,13 @@ class FeatureWriter:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, key: str, value: Tensor) -> None:
+    def add(self, key: str, value: Tensor, boxes: Tensor | None = None) -> None:
         """Add the features of one item.
 
         Args:
             key: unique, at most 512 bytes in UTF-8, without control characters.
             value: `(dim,)`, `(T, dim)` or `(views, dim)`, as the kind says; finite.
+            boxes: `(T, 4)`, corners as shares of the picture, if this store has boxes.
 
         Raises:
             DataError: for a bad or known key, another shape, NaN or infinity (also where float16
@@ -131,8 +143,16 @@ class FeatureWriter:
         if not stored.isfinite().all():
             raise DataError(f"{self.folder}: features of {key!r} are not finite (NaN, infinity, or "
                             f"beyond {self._index['dtype']})")  # fmt: skip
+        if ("boxes" in self._index) != (boxes is not None) or (
+            boxes is not None and boxes.shape != (len(value), 4)
+        ):
+            given = None if boxes is None else tuple(boxes.shape)
+            needed = f"({len(value)}, 4)" if "boxes" in self._index else None
+            raise DataError(f"{self.folder}: boxes of {key!r} must be {needed}, got {given}")
         self._keys[key] = None
         self._waiting.append((key, stored))
+        if boxes is not None:
+            self._boxes.append(boxes.detach().to("cpu", torch.float32, copy=True))
         if len(self._waiting) >= self.shard_items:
             self._write_shard()
 
@@ -147,6 +167,8 @@ class FeatureWriter:
             ends = np.cumsum([len(value) for value in values])
             tensors["starts"] = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int64))
             tensors["values"] = torch.cat(values)
+            if self._boxes:
+                tensors["boxes"] = torch.cat(self._boxes)
         else:
             tensors["values"] = torch.stack(values)
         aside = self.folder / f".{file}.{os.getpid()}"
@@ -156,7 +178,7 @@ class FeatureWriter:
         entry = {"file": file, "items": len(values), "sha256": digest}
         self._index["shards"].append(entry)
         self._index["count"] += len(values)
-        self._waiting = []
+        self._waiting, self._boxes = [], []
         self._write_index()
 
     def _write_index(self) -> None:
@@ -197,6 +219,7 @@ class FeatureStore:
         dim: size of a vector.
         views: how many, for that kind; otherwise None.
         encoder: what made the features.
+        has_boxes: whether there are boxes of regions.
 
     Raises:
         DataError: if it is no feature store, unfinished, or of another version.
@@ -213,6 +236,7 @@ class FeatureStore:
         self.dim: int = self.index["dim"]
         self.views: int | None = self.index["views"]
         self.encoder: dict[str, Any] = self.index["encoder"]
+        self.has_boxes = bool(self.index.get("boxes"))
         self._ends = np.cumsum([shard["items"] for shard in self.index["shards"]], dtype=np.int64)
         self._open()
 
@@ -222,11 +246,12 @@ class FeatureStore:
             self._rows = np.load(self.folder / "rows.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.folder}: the table of keys can't be read: {error}") from error
-        self._shards: dict[int, Any] = {}
-        self._starts: dict[int, Tensor] = {}
+        self._shards: dict[int, np.ndarray] = {}
+        self._starts: dict[int, np.ndarray] = {}
+        self._row_of: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        left = ("_names", "_rows", "_shards", "_starts")
+        left = ("_names", "_rows", "_shards", "_starts", "_row_of")
         return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -250,16 +275,25 @@ class FeatureStore:
             DataError: naming the key and the store, if it is not in it or can't be read.
         """
         shard, row = self._place(key)
-        try:
-            values = self._shard(shard).get_slice("values")
-            if self.kind == "tokens":
-                first, last = self._starts[shard][row : row + 2].tolist()
-                return values[first:last].float()
-            return values[row : row + 1][0].float()
-        except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"{self.folder}: features {key!r} can't be read: {error}", kind="feature_unreadable"
-            ) from error
+        values = self._shard(shard)
+        if self.kind == "tokens":
+            first, last = self._starts[shard][row : row + 2]
+            return _copied(values[first:last])
+        return _copied(values[row])
+
+    def boxes(self, key: str) -> Tensor:
+        """Return the corners of an item's regions, `(T, 4)` float32, shares of the picture.
+
+        Raises:
+            DataError: as for `store[key]`; if the store has no boxes.
+        """
+        if not self.has_boxes:
+            raise DataError(f"{self.folder}: there are no boxes in it")
+        shard, row = self._place(key)
+        self._shard(shard)
+        first, last = self._starts[shard][row : row + 2]
+        file = self.folder / self.index["shards"][shard]["file"]
+        return _copied(map_tensor(file, "boxes")[first:last])
 
     def view(self, key: str, number: int) -> Tensor:
         """Return one of an item's views, `(dim,)` float32; number 0 is the unchanged picture.
@@ -273,7 +307,7 @@ class FeatureStore:
         if not 0 <= number < self.views:
             raise IndexError(f"view {number} of {self.views} in {self.folder}")
         shard, row = self._place(key)
-        return self._shard(shard).get_slice("values")[row : row + 1, number][0].float()
+        return _copied(self._shard(shard)[row, number])
 
     def rows(self, keys: Sequence[str]) -> Tensor:
         """Return the features of many items, `(n, dim)` or `(n, views, dim)`, float32.
@@ -286,10 +320,15 @@ class FeatureStore:
             raise ValueError(f"{self.folder} holds token features, whose lengths differ; take "
                              "them one by one")  # fmt: skip
         shape = (self.dim,) if self.views is None else (self.views, self.dim)
-        out = torch.empty(len(keys), *shape)
-        for i, key in enumerate(keys):
-            out[i] = self[key]
-        return out
+        rows = np.array([self._row(key) for key in keys], dtype=np.int64)
+        shards = np.searchsorted(self._ends, rows, side="right")
+        out = np.empty((len(keys), *shape), dtype=self.index["dtype"])
+        for shard in np.unique(shards).tolist():
+            values, here = self._shard(shard), np.flatnonzero(shards == shard)
+            inside = rows[here] - (int(self._ends[shard - 1]) if shard else 0)
+            for i, row in zip(here.tolist(), inside.tolist()):
+                out[i] = values[row]
+        return torch.from_numpy(out).float()
 
     def verify(self) -> list[str]:
         """Return one sentence a shard that is missing or is not what was written."""
@@ -311,14 +350,21 @@ class FeatureStore:
         found = at < len(self._names) and bytes(self._names[at]) == name
         return int(self._rows[at]) if found else None
 
-    def _place(self, key: str) -> tuple[int, int]:
-        """Return the shard of a key and its row there."""
-        row = self._find(key)
+    def _row(self, key: str) -> int:
+        """Return a key's row, counted over all shards."""
+        if self._row_of is None and len(self) <= MEMORY_KEYS:
+            self._row_of = dict(zip(self.keys(), self._rows.tolist()))
+        row = self._find(key) if self._row_of is None else self._row_of.get(key)
         if row is None:
             raise DataError(
                 f"feature store {self.folder} has no key {key!r}{self._alike(key)}",
                 kind="feature_missing",
             )
+        return row
+
+    def _place(self, key: str) -> tuple[int, int]:
+        """Return the shard of a key and its row there."""
+        row = self._row(key)
         shard = int(np.searchsorted(self._ends, row, side="right"))
         return shard, row - (int(self._ends[shard - 1]) if shard else 0)
 
@@ -327,18 +373,28 @@ class FeatureStore:
         around = [bytes(name).decode() for name in self._names[max(at - 5, 0) : at + 5]]
         return nearest(key, around) + f" ({len(self)} keys)"
 
-    def _shard(self, number: int) -> Any:
+    def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
             file = self.folder / self.index["shards"][number]["file"]
             if not file.is_file():
                 raise DataError(
                     f"{file}: this shard of the feature store is missing", kind="feature_unreadable"
                 )
-            opened = safe_open(file, framework="pt")
-            if self.kind == "tokens":
-                self._starts[number] = opened.get_tensor("starts")
-            self._shards[number] = opened
+            try:
+                if self.kind == "tokens":
+                    self._starts[number] = np.array(map_tensor(file, "starts"))
+                self._shards[number] = map_tensor(file, "values")
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                raise DataError(
+                    f"{self.folder}: features in {file.name} can't be read: {error}",
+                    kind="feature_unreadable",
+                ) from error
         return self._shards[number]
+
+
+def _copied(values: np.ndarray) -> Tensor:
+    """Return a float32 copy that nothing on disk stands behind."""
+    return torch.from_numpy(np.array(values, dtype=np.float32))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

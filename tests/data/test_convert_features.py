@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from xlcm.cli import main
+from xlcm.data.convert_features import convert_features
+from xlcm.data.feature_formats import open_features
+from xlcm.data.features import FeatureStore, FeatureWriter
+from xlcm.data.manifest import DataError
+
+DIM = 6
+
+
+def values(count, seed):
+    random = np.random.default_rng(seed)
+    return {f"{seed}-{i}": random.normal(size=DIM).astype(np.float32) for i in range(count)}
+
+
+def source(folder, name, found):
+    np.savez(folder / name, **found)
+    return str(folder / name)
+
+
+def test_several_files_become_one_store_with_the_same_numbers(tmp_path, capsys):
+    first, second = values(5, 0), values(7, 1)
+    paths = [source(tmp_path, "a.npz", first), source(tmp_path, "b.npz", second)]
+    out = str(tmp_path / "store")
+    asked = ["data", "convert-features", *paths, "--out", out, "--dtype", "float32"]
+    assert main([*asked, "--shard-items", "5"]) == 0
+    assert "12 items, pooled of width 6; count and checksums are right" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    store = FeatureStore(out)
+    assert store.encoder == {"converted": ["a.npz", "b.npz"]}
+    assert len(store.index["shards"]) == 3
+    for key, value in (first | second).items():
+        assert torch.equal(store[key], torch.from_numpy(value))
+    keys = [*second, *first]
+    assert torch.equal(store.rows(keys), torch.stack([store[key] for key in keys]))
+
+
+def test_boxes_travel_into_the_store(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    regions = np.random.default_rng(0).normal(size=(2, 3, DIM)).astype(np.float32)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"], file["ids"], file["num_boxes"] = regions, ["p", "q"], [3, 2]
+        file["boxes"] = np.linspace(0, 1, 24).reshape(2, 3, 4)
+    store = convert_features([tmp_path / "x.h5"], tmp_path / "store", dtype="float32")
+    assert torch.equal(store["q"], torch.from_numpy(regions[1, :2]))
+    expected = open_features(tmp_path / "x.h5").boxes("q")
+    assert torch.equal(store.boxes("q"), expected)
+    assert expected.shape == (2, 4)
+    assert open_features(tmp_path / "store", boxes=7)["q"].shape == (2, DIM + 7)
+
+
+def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, monkeypatch):
+    path, out = source(tmp_path, "a.npz", values(9, 0)), tmp_path / "store"
+    add, added = FeatureWriter.add, []
+
+    def until_six(writer, key, value, boxes=None):
+        if len(added) == 6:
+            raise KeyboardInterrupt
+        added.append(key)
+        add(writer, key, value, boxes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "add", until_six)
+        with pytest.raises(KeyboardInterrupt):
+            convert_features([path], out, shard_items=4)
+    with pytest.raises(DataError, match=r"unfinished \(4 items so far\)"):
+        FeatureStore(out)
+    monkeypatch.setattr(FeatureWriter, "add", lambda *a: (added.append(a[1]), add(*a))[1])
+    assert len(convert_features([path], out, shard_items=4)) == 9
+    assert added[6:] == added[4:6] + [f"0-{i}" for i in range(6, 9)]
+
+
+def test_a_store_that_is_not_what_was_written_is_told(tmp_path, monkeypatch):
+    path, out = source(tmp_path, "a.npz", values(4, 0)), tmp_path / "store"
+    close = FeatureWriter.close
+
+    def spoil(writer):
+        close(writer)
+        file = out / "shard-00000.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+
+    monkeypatch.setattr(FeatureWriter, "close", spoil)
+    with pytest.raises(DataError, match="SHA-256 differs"):
+        convert_features([path], out)
+
+
+def test_sources_that_do_not_fit_together_are_told(tmp_path):
+    first = source(tmp_path, "a.npz", values(3, 0))
+    wide = source(tmp_path, "w.npz", {"x": np.zeros(DIM + 1, dtype=np.float32)})
+    with pytest.raises(DataError, match=r"w\.npz has dim=7, .*a\.npz 6"):
+        convert_features([first, wide], tmp_path / "store")
+    with pytest.raises(DataError, match=r"key '0-0' is in another source as well"):
+        convert_features([first, first], tmp_path / "store")
+    with pytest.raises(DataError, match=r"2 paths and 1 files of ids"):
+        convert_features([first, wide], tmp_path / "other", ids=["x"])
