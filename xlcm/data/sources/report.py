@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from xlcm.data.manifest import DataError, lines, read_manifest
-from xlcm.data.sources.base import SHOWN, Expected, Plan
+from xlcm.data.sources.base import Expected, Plan
+from xlcm.data.sources.image_paths import SHOWN
 from xlcm.data.tables import say, table
 from xlcm.types import Item
 

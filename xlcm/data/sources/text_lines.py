@@ -46,8 +46,9 @@ def find_all(root: str | Path, path: str) -> list[Path]:
     """
     bare = path.removesuffix(".gz")
     wanted = (path, bare if path.endswith(".gz") else bare + ".gz")
-    if not glob.has_magic(path):
-        return [p for name in wanted if (p := Path(root) / name).exists()][:1]
+    exact = [p for name in wanted if (p := Path(root) / name).exists()]
+    if exact or not glob.has_magic(path):
+        return exact[:1]
     start = glob.escape(str(root))
     found: dict[str, Path] = {}
     for name in wanted:
