@@ -15,6 +15,7 @@ from xlcm.data.feature_formats import open_features
 from xlcm.data.images import load_image
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, Manifest
+from xlcm.data.video import FrameSampling, load_frames
 from xlcm.types import Item
 
 
@@ -60,7 +61,8 @@ class ManifestDataset:
         path: the manifest.
         split: which of its splits.
         langs: captions in other languages are left out; items stay, even without a caption.
-        image_root: what the image paths start from; the manifest's folder by default.
+        image_root: what the paths of images and videos start from; the manifest's folder by
+            default.
         features: the folder of a feature store (`xlcm.data.features`), or features of another
             format (`xlcm.data.feature_formats`); an item's key is its `features`, or else its id.
         feature_ids: a file that names the rows of a matrix of features, where they are in no file
@@ -131,6 +133,23 @@ class ManifestDataset:
             raise DataError(message, kind="image_missing")
         try:
             return load_image(self.image_root / item.image, name=item.image)
+        except DataError as error:
+            message = f"{item.where}: {error}{self._looked_in(error)}"
+            raise DataError(message, kind=error.kind) from error
+
+    def load_frames(self, index: int, sampling: FrameSampling) -> list[Image.Image]:
+        """Return frames of the item's video as RGB, in order; at least one.
+
+        Raises:
+            DataError: naming the manifest's line and the file, if they can't be had.
+            ImportError: without PyAV.
+        """
+        item = self.manifest[index]
+        if item.video is None:
+            message = f"{item.where}: item {item.id!r} has no video; leave `frames` out for images"
+            raise DataError(message, kind="image_missing")
+        try:
+            return load_frames(self.image_root / item.video, sampling, name=item.video)
         except DataError as error:
             message = f"{item.where}: {error}{self._looked_in(error)}"
             raise DataError(message, kind=error.kind) from error

@@ -1,0 +1,146 @@
+"""The frames that were written are those that are read, or the message says why not."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.manifest import DataError, ManifestWriter
+from xlcm.data.video import FrameSampling, load_frames
+from xlcm.types import Item
+
+av = pytest.importorskip("av")
+SIZE = 64
+
+
+def write(path, count, rate=10, codec="libx264", gop=12, start=0, times=None):
+    """Write a video whose frame i has brightness 4 * i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt, stream.gop_size = "yuv420p", gop
+        for i in range(count):
+            pixels = np.full((SIZE, SIZE, 3), 4 * i + 2, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = start + (i if times is None else times[i])
+            frame.time_base = Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def numbers(frames):
+    """Return which frames they are, from their brightness."""
+    assert all(frame.mode == "RGB" and frame.size == (SIZE, SIZE) for frame in frames)
+    return [round((float(np.asarray(frame).mean()) - 2) / 4) for frame in frames]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "ffv1"])
+@pytest.mark.parametrize("gop", [1, 12, 100])
+def test_uniform_frames_are_the_middles_of_equal_parts(tmp_path, codec, gop):
+    path = write(tmp_path / "v.mkv", 60, codec=codec, gop=gop)
+    assert numbers(load_frames(path, FrameSampling(count=4))) == [7, 22, 37, 52]
+    assert numbers(load_frames(path, FrameSampling(count=1))) == [30]
+    assert numbers(load_frames(path, FrameSampling(count=100))) == list(range(60))
+
+
+def test_far_frames_are_reached_by_seeking(tmp_path):
+    path = write(tmp_path / "v.mkv", 60, rate=1, gop=5)  # a minute
+    assert numbers(load_frames(path, FrameSampling(count=3))) == [10, 30, 50]
+
+
+def test_frames_by_the_second_are_as_many_as_the_video_is_long(tmp_path):
+    path = write(tmp_path / "v.mp4", 45, rate=10)
+    by_second = FrameSampling(how="fps", fps=1)
+    assert numbers(load_frames(path, by_second)) == [0, 10, 20, 30, 40]
+    assert numbers(load_frames(path, FrameSampling(how="fps", fps=2, most=3))) == [5, 20, 35]
+    assert numbers(load_frames(path, FrameSampling(how="fps", fps=1000))) == list(range(45))
+    assert numbers(load_frames(write(tmp_path / "s.mp4", 3), by_second)) == [0]
+
+
+def test_a_second_is_a_second_where_the_frame_rate_changes(tmp_path):
+    times = [*range(10), *range(10, 60, 10)]  # ten frames in the first second, then one each
+    path = write(tmp_path / "v.mkv", 15, times=times)
+    assert numbers(load_frames(path, FrameSampling(how="fps"))) == [0, 10, 11, 12, 13, 14]
+
+
+def test_a_video_that_begins_late_is_read_from_its_first_frame(tmp_path):
+    path = write(tmp_path / "v.mkv", 20, start=50)
+    assert numbers(load_frames(path, FrameSampling(how="fps"))) == [0, 10]
+
+
+def test_one_frame_is_a_video(tmp_path):
+    path = write(tmp_path / "v.mp4", 1)
+    for sampling in (FrameSampling(), FrameSampling(how="fps")):
+        assert numbers(load_frames(path, sampling)) == [0]
+
+
+def said(path, kind):
+    with pytest.raises(DataError) as raised:
+        load_frames(path, FrameSampling(), name="clip")
+    assert str(raised.value).startswith("video 'clip': ")
+    assert raised.value.kind == kind
+    return str(raised.value)
+
+
+def test_files_that_are_no_whole_videos_are_told_apart(tmp_path):
+    assert "no such file" in said(tmp_path / "gone.mp4", "image_missing")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    assert "empty (0 bytes)" in said(tmp_path / "empty.mp4", "image_empty")
+    (tmp_path / "page.mp4").write_text("<html>refused</html>" * 40)
+    assert "can't be decoded" in said(tmp_path / "page.mp4", "image_undecodable")
+    whole = write(tmp_path / "v.mp4", 60).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    assert "can't be decoded" in said(tmp_path / "cut.mp4", "image_undecodable")
+
+
+def test_an_mp4_whose_index_comes_first_is_told_to_be_cut_short(tmp_path):
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        random = np.random.default_rng(0)
+        for _ in range(40):
+            noise = random.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+    whole = path.read_bytes()
+    assert len(load_frames(path, FrameSampling())) == 12
+    path.write_bytes(whole[: len(whole) // 2])
+    message = said(path, "image_undecodable")
+    assert "cut short: " in message or "can't be decoded" in message
+
+
+def test_sound_alone_and_a_video_without_frames_are_told(tmp_path):
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = np.zeros((1, 800), dtype=np.int16)
+        frame = av.AudioFrame.from_ndarray(sound, format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert "no video in this file" in said(tmp_path / "sound.wav", "image_undecodable")
+    with av.open(str(tmp_path / "none.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    assert "no frames" in said(tmp_path / "none.avi", "image_empty")
+
+
+def test_a_dataset_loads_the_frames_of_its_videos(tmp_path):
+    write(tmp_path / "v.mp4", 30)
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    with ManifestWriter(tmp_path / "m.jsonl") as writer:
+        writer.write(Item("a", "test", (), video="v.mp4"))
+        writer.write(Item("b", "test", (), video="gone.mp4"))
+        writer.write(Item("c", "test", (), image="p.png"))
+    data = ManifestDataset(path=str(tmp_path / "m.jsonl"), split="test")
+    assert numbers(data.load_frames(0, FrameSampling(count=2))) == [7, 22]
+    with pytest.raises(DataError, match=r"m\.jsonl:2: video 'gone\.mp4': no such file in "):
+        data.load_frames(1, FrameSampling())
+    with pytest.raises(DataError, match=r"m\.jsonl:3: item 'c' has no video"):
+        data.load_frames(2, FrameSampling())

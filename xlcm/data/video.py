@@ -1,0 +1,163 @@
+"""Frames of a video file, by PyAV; or an error that says what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, NoReturn
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from xlcm.config import Section
+from xlcm.data.manifest import DataError
+
+_LOST = 0.05  # share of the promised frames that may be missing: headers are often off by a few
+
+
+class FrameSampling(Section):
+    """Which frames of a video are taken.
+
+    Args:
+        how: `uniform`: the middle frame of each of `count` equal parts; `fps`: so many a second,
+            from the beginning, as many as the video is long.
+        count: frames of `uniform`; a video with fewer frames gives those it has, each once.
+        fps: frames a second.
+        most: of `fps`; from a video with more, as many are taken evenly over its whole length.
+    """
+
+    how: Literal["uniform", "fps"] = "uniform"
+    count: Annotated[int, Field(gt=0)] = 12
+    fps: Annotated[float, Field(gt=0)] = 1.0
+    most: Annotated[int, Field(gt=0)] = 64
+
+    @property
+    def longest(self) -> int:
+        """Return how many frames a video gives at most."""
+        return self.count if self.how == "uniform" else self.most
+
+    def choose(self, times: Sequence[float]) -> list[int]:
+        """Return numbers of frames, rising.
+
+        Args:
+            times: seconds at which the frames are shown, rising, at least one.
+        """
+        if self.how == "uniform":
+            return _spread(len(times), self.count)
+        wanted = np.arange(times[0], times[-1] + 1e-6, 1 / self.fps)
+        # the frame that is on screen then: the last one that began before
+        shown = np.searchsorted(np.asarray(times), wanted + 1e-6, side="right") - 1
+        chosen = list(dict.fromkeys(shown.tolist()))
+        return [chosen[i] for i in _spread(len(chosen), self.most)]
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Return the middles of `count` equal parts of `range(total)`; all of it if it is shorter."""
+    if total <= count:
+        return list(range(total))
+    return [int((i + 0.5) * total / count) for i in range(count)]
+
+
+def load_frames(
+    source: str | Path, sampling: FrameSampling, *, name: str | None = None
+) -> list[Image.Image]:
+    """Return frames as upright RGB, in the order in which they are shown.
+
+    The file is read twice: once without decoding, to know when each frame is shown (whatever the
+    frame rate does), and then from the key frame before each one that is wanted.
+
+    Args:
+        source: the file.
+        sampling: which frames.
+        name: what to call it in messages; the path by default.
+
+    Raises:
+        DataError: naming the video and the reason: missing, empty, cut short, no video, without
+            frames, or damaged.
+        ImportError: without PyAV.
+    """
+    av = _av()
+    path = Path(source)
+    name = name or str(source)
+    try:
+        if path.stat().st_size == 0:
+            _fail(name, "empty (0 bytes)", kind="image_empty")
+    except OSError as error:
+        _fail(name, "no such file" if isinstance(error, FileNotFoundError) else str(error), error,
+              kind="image_missing")  # fmt: skip
+    try:
+        stamps, seconds = _stamps(av, path, name)
+        wanted = [stamps[i] for i in sampling.choose(seconds)]
+        return _decode(av, path, wanted, name)
+    except av.error.FFmpegError as error:
+        _fail(name, f"can't be decoded: {error}; was its download cut short?", error)
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("videos are read by PyAV: pip install 'xlcm[video]'") from error
+    return av
+
+
+def _open(av: ModuleType, path: Path, name: str) -> tuple[Any, Any]:
+    container = av.open(str(path))
+    if not container.streams.video:
+        container.close()
+        _fail(name, "there is no video in this file")
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1  # workers share the cores already
+    return container, stream
+
+
+def _stamps(av: ModuleType, path: Path, name: str) -> tuple[list[int], list[float]]:
+    """Return when each frame is shown, in the stream's ticks and in seconds from the first."""
+    container, stream = _open(av, path, name)
+    with container:
+        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        stamps = sorted({p.pts for p in packets if p.pts is not None})
+        promised, tick = stream.frames, float(stream.time_base)
+    if not packets:
+        _fail(name, "it has no frames", kind="image_empty")
+    if not stamps:
+        _fail(name, "its frames have no times; rewrite it by `ffmpeg -i IN -c:v libx264 OUT.mp4`")
+    if len(packets) < promised * (1 - _LOST):
+        _fail(name, f"cut short: {len(packets)} of {promised} frames are there")
+    return stamps, [(stamp - stamps[0]) * tick for stamp in stamps]
+
+
+def _decode(av: ModuleType, path: Path, wanted: list[int], name: str) -> list[Image.Image]:
+    container, stream = _open(av, path, name)
+    found: list[Image.Image] = []
+    with container:
+        gap = 2.0 / float(stream.time_base)  # seeking less far costs more than decoding on
+        last: int | None = None
+        decoded = container.decode(stream)
+        for stamp in wanted:
+            if last is None or stamp - last > gap:
+                container.seek(stamp, stream=stream)  # to the key frame before
+                decoded = container.decode(stream)
+            frame = next((f for f in decoded if f.pts is not None and f.pts >= stamp), None)
+            if frame is None:
+                _fail(name, f"damaged: no frame comes after {len(found)} of {len(wanted)}")
+            last = frame.pts
+            found.append(_upright(frame))
+    return found
+
+
+def _upright(frame: Any) -> Image.Image:
+    """Return RGB, turned as a phone noted that it was held."""
+    image: Image.Image = frame.to_image()
+    angle = round(getattr(frame, "rotation", 0) or 0) % 360
+    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
+             270: Image.Transpose.ROTATE_270}  # fmt: skip
+    return image.transpose(turns[angle]) if angle in turns else image
+
+
+def _fail(
+    name: str, what: str, cause: BaseException | None = None, *, kind: str = "image_undecodable"
+) -> NoReturn:
+    raise DataError(f"video {name!r}: {what}", kind=kind) from cause
