@@ -75,7 +75,7 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
                 yield number, raw.rstrip(b"\n").removesuffix(b"\r")
     except EOFError as error:
         raise DataError(
-            f"{path}: the file is cut off behind line {number}; get it again"
+            f"{path}: the file is cut off, {number:,} lines could be read; get it again"
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged behind line {number} ({error}); get it again") from error
