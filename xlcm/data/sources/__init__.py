@@ -14,6 +14,7 @@ SOURCES = {
     "folder": "xlcm.data.sources.folder",
     "hf": "xlcm.data.sources.hf",
     "jsonl": "xlcm.data.sources.jsonl",
+    "multi30k": "xlcm.data.sources.multi30k",
     "photos": "xlcm.data.sources.photos",
     "wukong": "xlcm.data.sources.wukong",
 }
