@@ -1,0 +1,286 @@
+import io
+import json
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+from faults import bad_encoding, bom, crlf, packed, truncated
+from PIL import Image
+
+from xlcm.cli import main
+from xlcm.data.check import check_manifest
+from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.sources.csv import read_table
+
+WIDE = """name,en,de,part
+dogs/1.jpg,"Two dogs, one ball.",Zwei Hunde.,train
+dogs/2.jpg,A cat.,Eine Katze.,dev
+dogs/3.jpg,A red boat.,,train
+"""
+LONG = """image\tlanguage\tcaption\twho
+1.jpg\ten\tA "red boat.\thuman
+1.jpg\tjp\t赤い船。\tmt
+2.jpg\ten\tA cat.\thuman
+1.jpg\ten\tA boat on a lake.\thuman
+"""
+
+
+def put(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def command(root: Path, *words: str) -> int:
+    out = root / "out" / "m.jsonl"
+    return main(["data", "import", "csv", "--root", str(root), "--out", str(out), *words])
+
+
+def items(root: Path):
+    return {item.id: item for item in read_manifest(root / "out" / "m.jsonl")}
+
+
+def wide(root: Path, *words: str) -> int:
+    return command(root, "--files", "wide.csv", "--image", "name", "--split-column", "part",
+                   "--split-names", "dev=val", *words)  # fmt: skip
+
+
+def long(root: Path, *words: str) -> int:
+    return command(root, "--files", "long.tsv", "--image", "image", "--lang-column", "language",
+                   "--captions", "caption", "--split", "train", *words)  # fmt: skip
+
+
+def picture(colour: str = "red", kind: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 12), colour).save(out, kind)
+    return out.getvalue()
+
+
+# -- one row an item, a column a language -------------------------------------------------------
+
+
+def test_columns_of_languages_become_captions_and_translations_name_their_source(tmp_path):
+    put(tmp_path, "wide.csv", WIDE)
+    assert wide(tmp_path, "--captions", "en=en", "de:mt:en=de", "--engine", "nllb") == 0
+    found = items(tmp_path)
+    assert {i: item.split for i, item in found.items()} == {
+        "dogs/1": "train", "dogs/2": "val", "dogs/3": "train",
+    }  # fmt: skip
+    english, german = found["dogs/1"].captions
+    assert (english.text, english.origin, english.engine) == ("Two dogs, one ball.", "human", None)
+    assert (german.id, german.origin, german.of, german.engine) == (
+        "dogs/1#de.mt.0", "mt", english.id, "nllb",
+    )  # fmt: skip
+    assert [c.lang for c in found["dogs/3"].captions] == ["en"]  # an empty cell is no caption
+    report = json.loads((tmp_path / "out" / "m.jsonl.report.json").read_text())
+    assert report["left_out"]["captions without text"]["count"] == 1
+    assert check_manifest(tmp_path / "out" / "m.jsonl", images=False).faults == 0
+
+
+def test_mt_from_links_all_other_languages_of_the_row(tmp_path):
+    put(tmp_path, "wide.csv", WIDE)
+    assert wide(tmp_path, "--captions", "de=de", "en=en", "--mt-from", "en") == 0
+    german, english = items(tmp_path)["dogs/1"].captions
+    assert (german.lang, german.origin, german.of) == ("de", "mt", english.id)
+
+
+def test_several_captions_in_a_cell_are_linked_by_place(tmp_path):
+    put(tmp_path, "w.csv", "id,en,de\na,one | two,eins | zwei\n")
+    words = ["--files", "train=w.csv", "--id", "id", "--separator", "|"]
+    assert command(tmp_path, *words, "--captions", "en=en", "de:mt:en=de") == 0
+    assert [(c.text, c.of) for c in items(tmp_path)["a"].captions] == [
+        ("one", None), ("two", None), ("eins", "a#en.0"), ("zwei", "a#en.1"),
+    ]  # fmt: skip
+    put(tmp_path, "w.csv", "id,en,de\na,one | two,eins\n")
+    assert command(tmp_path, *words, "--captions", "en=en", "de:mt:en=de") == 2
+
+
+def test_two_columns_of_one_language_do_not_collide(tmp_path):
+    put(tmp_path, "w.csv", "id,a,b\nx,one,two\n")
+    command(tmp_path, "--files", "train=w.csv", "--id", "id", "--captions", "en=a", "en=b")
+    assert [c.id for c in items(tmp_path)["x"].captions] == ["x#en.0", "x#en.1"]
+
+
+# -- one row a caption --------------------------------------------------------------------------
+
+
+def test_rows_of_one_picture_are_gathered_from_anywhere_in_the_table(tmp_path):
+    put(tmp_path, "long.tsv", LONG)
+    assert long(tmp_path, "--lang-names", "jp=ja", "--origin-column", "who") == 0
+    first, second = items(tmp_path).values()
+    assert [(c.lang, c.text, c.origin) for c in first.captions] == [
+        ("en", 'A "red boat.', "human"), ("ja", "赤い船。", "mt"),
+        ("en", "A boat on a lake.", "human"),
+    ]  # fmt: skip
+    assert second.id == "2"
+
+
+def test_each_row_can_be_an_item(tmp_path):
+    put(tmp_path, "long.tsv", LONG)
+    assert long(tmp_path, "--lang-names", "jp=ja", "--id", "@row") == 0
+    assert list(items(tmp_path)) == ["long-1", "long-2", "long-3", "long-4"]
+
+
+# -- splits -------------------------------------------------------------------------------------
+
+
+def test_splits_come_from_files_and_globs(tmp_path):
+    for name in ("a0.csv", "a1.csv", "b.csv"):
+        put(tmp_path, name, f"id,t\n{name},A boat.\n")
+    command(tmp_path, "--files", "train=a*.csv", "test=b.csv", "--id", "id", "--captions", "en=t")
+    assert [item.split for item in items(tmp_path).values()] == ["train", "train", "test"]
+
+
+def test_held_out_items_are_the_same_in_every_import_and_about_as_many_as_asked(tmp_path):
+    rows = "".join(f"{n},text {n}\n" for n in range(2000))
+    put(tmp_path, "a.csv", "id,t\n" + rows)
+    put(tmp_path, "b.csv", "id,t\n" + "".join(reversed(rows.splitlines(keepends=True))))
+    splits = []
+    for name in ("a.csv", "b.csv"):
+        command(tmp_path, "--files", name, "--id", "id", "--captions", "en=t", "--hold-out",
+                "val=0.1", "test=0.2")  # fmt: skip
+        splits.append({i: item.split for i, item in items(tmp_path).items()})
+    assert splits[0] == splits[1]
+    counts = [list(splits[0].values()).count(split) for split in ("train", "val", "test")]
+    assert counts == pytest.approx([1400, 200, 400], abs=70)
+
+
+def test_an_item_in_two_splits_is_refused(tmp_path, capsys):
+    put(tmp_path, "a.csv", "id,t\nx,One.\n")
+    put(tmp_path, "b.csv", "id,t\ny,One.\nx,Two.\n")
+    words = ["--files", "train=a.csv", "test=b.csv", "--id", "id", "--captions", "en=t"]
+    assert command(tmp_path, *words) == 2
+    said = capsys.readouterr().err
+    assert "b.csv:3: item 'x' is in split 'test' here, in 'train' at" in said
+    assert not (tmp_path / "out" / "m.jsonl").exists()
+
+
+# -- pictures -----------------------------------------------------------------------------------
+
+
+def test_paths_start_from_the_pictures_folder_and_missing_ones_are_named(tmp_path, capsys):
+    put(tmp_path, "wide.csv", WIDE)
+    (tmp_path / "photos").mkdir()
+    for n in (1, 2):
+        (tmp_path / "photos" / f"{n}.jpg").write_bytes(picture())
+    words = ["--captions", "en=en", "--strip-path", "dogs/", "--images", str(tmp_path / "photos")]
+    assert wide(tmp_path, *words) == 2
+    assert "3.jpg" in capsys.readouterr().err
+    assert wide(tmp_path, *words, "--missing-images", "drop") == 0
+    assert [item.image for item in items(tmp_path).values()] == [
+        "../photos/1.jpg",
+        "../photos/2.jpg",
+    ]
+    assert check_manifest(tmp_path / "out" / "m.jsonl").faults == 0
+
+
+def test_pictures_in_base64_are_written_beside_the_manifest_and_a_second_import_keeps_them(
+    tmp_path, capsys
+):
+    rows = [f"{n},{b64encode(picture(kind=kind)).decode()},A boat.\n"
+            for n, kind in enumerate(["JPEG", "PNG"])]  # fmt: skip
+    put(tmp_path, "p.csv", "id,data,t\n" + "".join(rows))
+    words = ["--files", "train=p.csv", "--id", "id", "--picture-data", "data", "--captions", "en=t"]
+    assert command(tmp_path, *words) == 0
+    assert "2 pictures written, 0 were there" in capsys.readouterr().out
+    assert [item.image for item in items(tmp_path).values()] == ["m_images/0.jpg", "m_images/1.png"]
+    assert check_manifest(tmp_path / "out" / "m.jsonl").faults == 0
+    assert command(tmp_path, *words) == 0
+    assert "0 pictures written, 2 were there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", [b"<html>gone</html>", picture()[:-200], b""])
+def test_data_that_is_no_whole_picture_stops_with_its_line_or_is_dropped_with_its_item(
+    tmp_path, capsys, data
+):
+    good = b64encode(picture()).decode()
+    put(tmp_path, "p.csv", f"id,data,t\na,{good},A boat.\nb,{b64encode(data).decode()},A cat.\n")
+    words = ["--files", "train=p.csv", "--id", "id", "--picture-data", "data", "--captions", "en=t"]
+    assert command(tmp_path, *words) == 2
+    assert "p.csv:3: picture 'b'" in capsys.readouterr().err
+    assert command(tmp_path, *words, "--bad-pictures", "drop") == 0
+    assert list(items(tmp_path)) == ["a"]
+    assert "1 are no pictures and were dropped" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out" / "m_images").iterdir()] == ["a.jpg"]
+
+
+# -- faults of the file -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harmless", [crlf, bom])
+def test_line_ends_and_byte_order_marks_change_nothing(tmp_path, harmless):
+    put(tmp_path, "wide.csv", WIDE)
+    wide(tmp_path, "--captions", "en=en")
+    before = (tmp_path / "out" / "m.jsonl").read_bytes()
+    harmless(tmp_path / "wide.csv")
+    assert wide(tmp_path, "--captions", "en=en") == 0
+    assert (tmp_path / "out" / "m.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id,t\na,One, two.\n", ":2: 3 cells, expected 2"),
+        ("id;t\na;One.\n", "did you mean"),
+        ("id,t\na\n", ":2: 1 cells"),
+        ("id,t\n\na,\"One.\nb,Two.\n", ":3: unexpected end of data; is a quote never closed"),
+        ("id,id\na,b\n", "two columns are called 'id'"),
+        ("id,text\na,One.\n", "no row has 't'"),
+        ("id,t\n,One.\n", ":2: 'id' is empty"),
+        ("", "the file is empty"),
+    ],
+)  # fmt: skip
+def test_faults_of_a_table_are_named_with_their_line(tmp_path, capsys, text, said):
+    put(tmp_path, "w.csv", text)
+    code = command(tmp_path, "--files", "train=w.csv", "--id", "id", "--captions", "en=t")
+    error = capsys.readouterr().err
+    if "did you mean" not in said:
+        assert said in error
+    assert code == 2
+    assert not (tmp_path / "out" / "m.jsonl").exists()
+
+
+def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path):
+    put(tmp_path, "w.csv", 'id,t\na,"One\ntwo."\nb,Three.\n')
+    rows = list(read_table(tmp_path / "w.csv"))
+    assert [row.where.rpartition(":")[2] for row in rows] == ["2", "4"]
+    assert rows[0].values["t"] == "One\ntwo."
+
+
+def test_a_wrong_encoding_and_a_truncated_archive_are_named(tmp_path):
+    bad_encoding(put(tmp_path, "a.csv", WIDE), 3)
+    with pytest.raises(DataError, match=r"a\.csv:3: not UTF-8.*iconv"):
+        list(read_table(tmp_path / "a.csv"))
+    cut = truncated(packed(put(tmp_path, "b.csv", WIDE)))
+    with pytest.raises(DataError, match=r"b\.csv\.gz: .*cut off"):
+        list(read_table(cut))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--captions", "ger=de"], "did you mean 'de'"),
+        (["--captions", "de:machine=de"], "an origin is one of human, mt, back"),
+        (["--captions", "de:mt:en=de", "en=en"], "none of the columns before it"),
+        (["--captions", "de=german"], "no row has 'german'"),
+        (["--captions", "en"], "which language is 'en'"),
+        (["--captions", "en=en", "--hold-out", "val=2"], "between 0 and 1"),
+        (["--captions", "en=en", "--picture-data", "de"], "--image and --picture-data"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, capsys, words, said):
+    put(tmp_path, "wide.csv", WIDE)
+    assert wide(tmp_path, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_no_split_no_item_name_and_no_file_are_told_with_the_way_out(tmp_path, capsys):
+    put(tmp_path, "w.csv", "id,t\na,http://x/y.jpg\n")
+    assert command(tmp_path, "--files", "w.csv", "--id", "id", "--captions", "en=t") == 2
+    assert "w.csv:2: which split?" in capsys.readouterr().err
+    assert command(tmp_path, "--files", "w.csv", "--split", "train", "--captions", "en=t") == 2
+    assert "--id @row" in capsys.readouterr().err
+    assert command(tmp_path, "--files", "train=v.csv", "--id", "id", "--captions", "en=t") == 2
+    assert "v.csv" in capsys.readouterr().err
+    assert command(tmp_path, "--files", "train=w.csv", "--image", "t", "--captions", "en=t") == 2
+    assert "nothing is fetched here" in capsys.readouterr().err
