@@ -1,13 +1,15 @@
-"""Encode pictures once, so that training can read features instead.
+"""Encode pictures, videos or captions once, so that training can read features instead.
 
 accelerate launch recipes/encode.py configs/encode/photos.yaml
 
 Writes a feature store (`xlcm.data.features`): one vector a picture, or several for changed copies
 of it (`views`), or one a place in the picture (`tokens`). The pictures are those of a manifest
 (`manifest`, `splits`) or of data sets (`data`); a tower of its own (`image`) or that of a saved
-model (`model`) encodes them. Any number of processes share the work; an interrupted run continues
-after its last shard. Pictures that can't be read stop it, or with `on_error=skip` are left out and
-listed in `skipped.jsonl`.
+model (`model`) encodes them. With `frames` the frames of the items' videos are encoded, one vector
+each; with `text`, or `captions` and `model`, the captions, by their ids. Any number of processes
+share the work; an interrupted run continues after its last shard. Pictures and videos that can't be
+read stop it, or with `on_error=skip` are left out and listed in `skipped.jsonl`. At the end the
+store's items are counted and its checksums compared.
 """
 
 import sys
@@ -19,10 +21,12 @@ from accelerate import Accelerator
 from xlcm.cli import recipe
 from xlcm.config import load
 from xlcm.data.bad_rows import write_skipped
+from xlcm.data.convert_features import verified
 from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.features import FeatureWriter
 from xlcm.models.encoding import inference
 from xlcm.models.fill_store import Filling, drawings, open_datasets, open_tower
+from xlcm.models.fill_texts import TextFilling, open_text_tower
 
 
 def main(path: str, *overrides: str) -> int:
@@ -30,6 +34,10 @@ def main(path: str, *overrides: str) -> int:
     config = load(EncodeConfig, path, overrides)
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
+    return _captions(config, accelerator) if config.of_captions else _visuals(config, accelerator)
+
+
+def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
     encoder, made_by = open_tower(config)
     encoder.to(accelerator.device)
     splits = open_datasets(config)
@@ -37,10 +45,13 @@ def main(path: str, *overrides: str) -> int:
         made_by["drawings"] = drawn
     if config.kind == "views":
         made_by |= {"augment": config.augment.model_dump(), "seed": config.seed}
+    if config.frames is not None:
+        made_by["frames"] = config.frames.model_dump()
+    of_places = config.kind == "tokens" and config.frames is None
     writer = FeatureWriter(
         config.output,
         kind=config.kind,
-        dim=encoder.token_width if config.kind == "tokens" else encoder.width,
+        dim=encoder.token_width if of_places else encoder.width,
         encoder=made_by,
         views=config.views if config.kind == "views" else None,
         shard_items=config.shard_items,
@@ -49,15 +60,41 @@ def main(path: str, *overrides: str) -> int:
     with inference(encoder):
         for dataset in splits:
             filling.add(dataset)
+    if accelerator.is_main_process and config.on_error == "skip":
+        # a line too broken to tell its split is met in each
+        skipped = list(dict.fromkeys(filling.skipped))
+        listed = Path(config.output) / "skipped.jsonl"
+        write_skipped(skipped, listed)
+        print(f"{len(skipped)} item(s) skipped, listed in {listed}")
+    return _finish(accelerator, writer, "pictures" if config.frames is None else "videos")
+
+
+def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
+    encoder, made_by = open_text_tower(config)
+    encoder.to(accelerator.device)
+    writer = FeatureWriter(
+        config.output,
+        kind=config.kind,
+        dim=encoder.width,
+        encoder=made_by,
+        shard_items=config.shard_items,
+    )
+    filling = TextFilling(accelerator, encoder, writer, config)
+    with inference(encoder):
+        for dataset in open_datasets(config):
+            filling.add(dataset)
+    if filling.cut:
+        accelerator.print(f"{filling.cut} of them are longer than {encoder.max_tokens} tokens and "
+                          "were cut")  # fmt: skip
+    return _finish(accelerator, writer, "captions")
+
+
+def _finish(accelerator: Accelerator, writer: FeatureWriter, what: str) -> int:
     if accelerator.is_main_process:
         writer.close()
-        if config.on_error == "skip":
-            # a line too broken to tell its split is met in each
-            skipped = list(dict.fromkeys(filling.skipped))
-            listed = Path(config.output) / "skipped.jsonl"
-            write_skipped(skipped, listed)
-            print(f"{len(skipped)} item(s) skipped, listed in {listed}")
-    accelerator.print(f"{len(writer)} pictures are in {config.output}")
+        verified(writer.folder, len(writer))
+        print(f"{len(writer)} {what} are in {writer.folder}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 

@@ -1,4 +1,4 @@
-"""The config of `recipes/encode.py`: which pictures are encoded once, with what."""
+"""The config of `recipes/encode.py`: which pictures, videos or captions are encoded, with what."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from pydantic import Field, model_validator
 
 from xlcm.config import Section, part_field
 from xlcm.data.transforms import Augment
-from xlcm.registry import datasets, image_encoders
+from xlcm.data.video import FrameSampling
+from xlcm.registry import datasets, image_encoders, text_encoders
 
 
 class EncodeConfig(Section):
     """What is encoded, with what, into which folder.
 
     Args:
-        image: the encoder, with its weights; give this or `model`.
+        image: the encoder of pictures, with its weights; give this, `text` or `model`.
+        text: the encoder of captions, with its weights and tokenizer.
         model: folder of a saved model (of a run: its `model/`), or its id on the hub: the pictures
             are encoded by its image tower, as they are before the head.
+        captions: with `model`: its text tower encodes the captions, in place of the pictures.
+        langs: only captions in these languages; None: all.
+        frames: the frames of videos are encoded in place of pictures, and which: `kind` is then
+            `tokens`, one vector a frame, or `pooled`, the mean over them.
         manifest: whose pictures are encoded; give this or `data`.
         splits: which splits of the manifest; None: all.
         data: data sets whose pictures are encoded, `{name: scenes, split: train, ...}` or
@@ -28,7 +34,7 @@ class EncodeConfig(Section):
         views: how many, the unchanged picture included.
         augment: how the copies are changed.
         seed: of the changes.
-        batch_size: pictures at once for each process.
+        batch_size: pictures, frames or captions at once for each process.
         workers: loading processes.
         shard_items: pictures a shard: an interruption costs at most one.
         on_error: `raise` stops at the first picture that can't be read; `skip` encodes the others
@@ -37,7 +43,11 @@ class EncodeConfig(Section):
     """
 
     image: part_field(image_encoders) | None = None  # type: ignore[valid-type]
+    text: part_field(text_encoders) | None = None  # type: ignore[valid-type]
     model: str | None = None
+    captions: bool = False
+    langs: Annotated[list[str], Field(min_length=1)] | None = None
+    frames: FrameSampling | None = None
     manifest: str | None = None
     splits: Annotated[list[str], Field(min_length=1)] | None = None
     data: Annotated[list[part_field(datasets)], Field(min_length=1)] | None = None  # type: ignore[valid-type]
@@ -52,10 +62,36 @@ class EncodeConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     max_skipped: Annotated[float, Field(ge=0, le=1)] = 0.01
 
+    @property
+    def of_captions(self) -> bool:
+        """Return whether captions are encoded."""
+        return self.text is not None or self.captions
+
+    @property
+    def items_at_once(self) -> int:
+        """Return how many pictures or videos a process loads together."""
+        return max(1, self.batch_size // (1 if self.frames is None else self.frames.longest))
+
+    @model_validator(mode="after")
+    def _captions_or_pictures(self) -> EncodeConfig:
+        if self.text is not None and (self.image is not None or self.model is not None):
+            raise ValueError("`text` encodes captions: leave `image` and `model` out")
+        if self.captions and self.model is None:
+            raise ValueError("`captions` goes with `model`, whose text tower encodes them")
+        if self.langs is not None and not self.of_captions:
+            raise ValueError("`langs` goes with captions: give `text`, or `captions` and `model`")
+        if self.of_captions and (self.frames is not None or self.kind == "views"):
+            raise ValueError("captions have neither `frames` nor `views`")
+        if self.frames is not None and self.kind == "views":
+            raise ValueError("frames are `tokens` (one vector each) or `pooled` (their mean)")
+        return self
+
     @model_validator(mode="after")
     def _one_of_each(self) -> EncodeConfig:
         for what, names in (("encodes", ("image", "model")), ("is encoded", ("manifest", "data"))):
             given = [name for name in names if getattr(self, name) is not None]
+            if self.text is not None and "image" in names:
+                continue
             if len(given) != 1:
                 raise ValueError(
                     f"say what {what} by `{names[0]}` or by `{names[1]}`, one of the two; "

@@ -1,4 +1,4 @@
-"""An image tower over pictures, into a feature store; on any number of processes."""
+"""An image tower over pictures or frames, into a feature store; on any number of processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError, lines, parse_item, read_manifest
 from xlcm.distributed import gather
-from xlcm.encoders.base import ImageEncoder
+from xlcm.encoders.base import ImageEncoder, Tower
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import bar
 from xlcm.registry import datasets, image_encoders
@@ -54,15 +54,16 @@ def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
             "made those"
         )
     # the folder may move, and another training may come to lie in it: only the weights tell
-    return encoder, {"image": encoder.spec(), "weights": f"sha256:{_digest(encoder)}"}
+    return encoder, {"image": encoder.spec(), "weights": weights_digest(encoder)}
 
 
-def _digest(encoder: ImageEncoder) -> str:
+def weights_digest(encoder: Tower) -> str:
+    """Return `sha256:...` of a tower's weights."""
     digest = hashlib.sha256()
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return f"sha256:{digest.hexdigest()}"
 
 
 def open_datasets(config: EncodeConfig) -> list[Dataset]:
@@ -74,8 +75,12 @@ def open_datasets(config: EncodeConfig) -> list[Dataset]:
         FileNotFoundError: if there is no such manifest.
     """
     if config.data is not None:
-        return [build(datasets, spec) for spec in config.data]
-    assert config.manifest is not None
+        opened = [build(datasets, spec) for spec in config.data]
+        other = [d.name for d in opened if not isinstance(d, ManifestDataset)]
+        if config.frames is not None and other:
+            raise ConfigError(f"frames: {other[0]} has no videos, only manifests have")
+        return opened
+    assert config.manifest is not None  # the settings see to it
     splits = config.splits or _all_splits(config.manifest, config.on_error)
     return [ManifestDataset(path=config.manifest, split=split) for split in splits]
 
@@ -160,13 +165,14 @@ class Filling:
         loader = DataLoader(
             _Pictures(dataset, self.encoder, self.config),
             sampler=padded[mine::world],
-            batch_size=self.config.batch_size,
+            batch_size=self.config.items_at_once,
             collate_fn=list,
             num_workers=self.config.workers,
         )
         done = 0
         show = None if self.accelerator.is_main_process else False
-        with bar(len(todo), f"{dataset.split} images", show) as advance:
+        unit = "images" if self.config.frames is None else "videos"
+        with bar(len(todo), f"{dataset.split} {unit}", show) as advance:
             for found in loader:
                 block = todo[done : done + len(found) * world]
                 share = padded[done : done + len(found) * world][mine::world]
@@ -175,7 +181,7 @@ class Filling:
                 bad = {index: bad[index] for index in block if index in bad}  # no repeats
                 skipped += [self._skip(dataset, index, fault) for index, fault in bad.items()]
                 self._stop_beyond(skipped, dataset)
-                rows = self._encode(torch.stack([picture for picture, _ in found]))
+                rows = self._encode([picture for picture, _ in found])
                 if self.accelerator.is_main_process:
                     for index, row in zip(block, rows):
                         if index not in bad:
@@ -190,7 +196,7 @@ class Filling:
         if isinstance(dataset, ManifestDataset):
             source, picture = (
                 str(dataset.manifest.path),
-                str(dataset.image_root / (item.image or "")),
+                str(dataset.image_root / (self._file(item) or "")),
             )
         if key not in self.pictures:
             self.pictures[key] = (source, picture)
@@ -203,7 +209,27 @@ class Filling:
             )
         return True
 
-    def _encode(self, pictures: Tensor) -> Tensor:
+    def _file(self, item: Item) -> str | None:
+        return item.image if self.config.frames is None else item.video
+
+    def _encode(self, found: list[Tensor]) -> Sequence[Tensor]:
+        """Return the features of all processes' items, in order of the block."""
+        if self.config.frames is None:
+            return list(self._encode_pictures(torch.stack(found)))
+        mine = [self._encode_frames(frames) for frames in found]
+        shares = gather_object([mine])
+        return [share[i] for i in range(len(mine)) for share in shares]
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        """Return `(T, dim)`, or `(dim,)`, the mean, for the frames `(T, 3, H, W)` of one video."""
+        parts = [
+            self.encoder(Visual(part.to(self.accelerator.device))).pooled.float().cpu()
+            for part in frames.split(self.config.batch_size)
+        ]
+        rows = torch.cat(parts)
+        return rows.mean(dim=0) if self.config.kind == "pooled" else rows
+
+    def _encode_pictures(self, pictures: Tensor) -> Tensor:
         """Return the features of all processes' pictures `(b, views, 3, H, W)`, in order."""
         encoded = self.encoder(Visual(pictures.flatten(0, 1).to(self.accelerator.device)))
         rows = encoded.tokens if self.config.kind == "tokens" else encoded.pooled
@@ -242,13 +268,15 @@ class Filling:
 
 
 class _Pictures(TorchDataset[tuple[Tensor, "DataError | None"]]):
-    """`pictures[i]` is `(views, 3, H, W)` and the fault that prevented it, if one did."""
+    """`pictures[i]` is `(views or frames, 3, H, W)` and the fault that prevented it, if any."""
 
     def __init__(self, dataset: Dataset, encoder: ImageEncoder, config: EncodeConfig) -> None:
         assert encoder.transform is not None
         self.dataset, self.transform, self.config = dataset, encoder.transform, config
 
     def __getitem__(self, index: int) -> tuple[Tensor, DataError | None]:
+        if self.config.frames is not None:
+            return self._frames(index)
         fault = None
         try:
             image = self.dataset.load_image(index)
@@ -259,3 +287,12 @@ class _Pictures(TorchDataset[tuple[Tensor, "DataError | None"]]):
             random = np.random.default_rng([self.config.seed, view, index])
             copies.append(self.transform(self.config.augment(image, random)))
         return torch.stack(copies), fault
+
+    def _frames(self, index: int) -> tuple[Tensor, DataError | None]:
+        assert isinstance(self.dataset, ManifestDataset)
+        assert self.config.frames is not None
+        try:
+            frames, fault = self.dataset.load_frames(index, self.config.frames), None
+        except DataError as error:
+            frames, fault = [Image.new("RGB", (32, 32))], error
+        return torch.stack([self.transform(frame) for frame in frames]), fault

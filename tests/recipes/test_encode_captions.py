@@ -1,0 +1,143 @@
+"""recipes/encode.py on captions: the text tower's own features, by caption id."""
+
+import pytest
+import tiny
+import torch
+import yaml
+
+from xlcm.config import ConfigError, build
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.features import FeatureStore, FeatureWriter
+from xlcm.data.manifest import DataError
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.registry import text_encoders
+
+
+def tower(data, **changes):
+    return {**tiny.tree(data, data)["model"]["text"], **changes}
+
+
+def config(data, folder, /, **changes):
+    spec = {
+        "text": tower(data), "manifest": str(data / "tiny.jsonl"), "batch_size": 7,
+        "output": str(folder / "store"), "shard_items": 20, **changes,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "encode.yaml").write_text(yaml.safe_dump(spec))
+    return str(folder / "encode.yaml")
+
+
+def encode(path):
+    tiny.forget_processes()
+    return tiny.recipe("encode.py").main(path)
+
+
+def encode_in_pool(path):
+    tiny.join_pool()
+    return tiny.recipe("encode.py").main(path)
+
+
+def own(data, encoder=None, splits=("train", "val", "test"), langs=("en", "de")):
+    """Return the encoder's features of the captions, one by one."""
+    torch.manual_seed(0)
+    encoder = (encoder or build(text_encoders, tower(data))).eval()
+    found = {}
+    for split in splits:
+        dataset = ManifestDataset(path=str(data / "tiny.jsonl"), split=split)
+        for i in range(len(dataset)):
+            for caption in dataset[i].captions:
+                if caption.lang in langs:
+                    text = encoder.tokenizer([caption.text], [caption.lang])
+                    with torch.no_grad():
+                        found[caption.id] = encoder(text)
+    return found
+
+
+def close(store, expected, kind="pooled"):
+    assert sorted(store.keys()) == sorted(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(store[key], getattr(value, kind)[0], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "tokens"])
+def test_captions_are_those_of_the_encoder_without_padding(tiny_data, tmp_path, kind):
+    assert encode(config(tiny_data, tmp_path, kind=kind, splits=["val"])) == 0
+    store = FeatureStore(tmp_path / "store")
+    assert (store.kind, len(store)) == (kind, 32)
+    close(store, own(tiny_data, splits=["val"]), kind)
+
+
+def test_one_language_of_every_split_and_cut_captions_are_told(tiny_data, tmp_path, capsys):
+    short = tower(tiny_data)
+    short["tokenizer"] = {**short["tokenizer"], "max_tokens": 4}
+    assert encode(config(tiny_data, tmp_path, langs=["de"], text=short)) == 0
+    store = FeatureStore(tmp_path / "store")
+    assert len(store) == 96
+    assert all(key.endswith("de") for key in store.keys())  # noqa: SIM118
+    assert "longer than 4 tokens and were cut" in capsys.readouterr().out
+
+
+def test_two_processes_encode_captions_as_one(tiny_data, tmp_path, processes):
+    assert processes.run(2, encode_in_pool, config(tiny_data, tmp_path, splits=["val"])) == [0, 0]
+    close(FeatureStore(tmp_path / "store"), own(tiny_data, splits=["val"]))
+
+
+def test_an_interrupted_run_goes_on_after_its_last_shard(tiny_data, tmp_path, monkeypatch):
+    path = config(tiny_data, tmp_path)
+    add, added = FeatureWriter.add, []
+
+    def counted(writer, key, value):
+        if len(added) == 55:
+            raise KeyboardInterrupt
+        added.append(key)
+        add(writer, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "add", counted)
+        with pytest.raises(KeyboardInterrupt):
+            encode(path)
+    first, added[:] = list(added), []
+    monkeypatch.setattr(FeatureWriter, "add", lambda w, k, v: (added.append(k), add(w, k, v))[1])
+    assert encode(path) == 0
+    assert len(added) == 192 - 40
+    assert not set(first[:40]) & set(added)
+    close(FeatureStore(tmp_path / "store"), own(tiny_data))
+
+
+def test_the_text_tower_of_a_saved_model_encodes_captions(tiny_data, tmp_path):
+    torch.manual_seed(3)
+    model = DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"])
+    model.save_pretrained(tmp_path / "model")
+    given = {"text": None, "model": str(tmp_path / "model"), "captions": True, "splits": ["val"]}
+    assert encode(config(tiny_data, tmp_path, **given)) == 0
+    store = FeatureStore(tmp_path / "store")
+    close(store, own(tiny_data, model.text, splits=["val"]))
+    assert store.encoder["weights"].startswith("sha256:")
+
+
+def test_an_id_with_two_texts_is_told(tiny_data, tmp_path):
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)
+    other = [line.replace('"text": "ein', '"text": "zwei') for line in lines if '"val0"' in line]
+    (tmp_path / "other.jsonl").write_text("".join(other))
+    files = [tiny_data / "tiny.jsonl", tmp_path / "other.jsonl"]
+    both = [{"name": "manifest", "path": str(file), "split": "val"} for file in files]
+    with pytest.raises(DataError, match=r"other\.jsonl:1: caption id 'val0de' has another text"):
+        encode(config(tiny_data, tmp_path, manifest=None, data=both))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": {"name": "timm", "backbone": "test_vit"}}, "leave `image` and `model` out"),
+        ({"captions": True}, "`captions` goes with `model`"),
+        ({"kind": "views", "views": 2}, "captions have neither `frames` nor `views`"),
+        ({"frames": {"count": 2}}, "captions have neither `frames` nor `views`"),
+        ({"manifest": None}, "`manifest` or by `data`, one of the two; neither is given"),
+        ({"text": None, "langs": ["en"], "image": {"name": "timm", "backbone": "test_vit"}},
+         "`langs` goes with captions"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together_are_told(tiny_data, tmp_path, changes, said):
+    with pytest.raises(ConfigError) as raised:
+        encode(config(tiny_data, tmp_path, **changes))
+    assert said in str(raised.value)

@@ -1,0 +1,125 @@
+"""A text tower over captions, into a feature store by caption id; on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from xlcm.config import ConfigError, build
+from xlcm.data.dataset import Dataset
+from xlcm.data.encode_settings import EncodeConfig
+from xlcm.data.features import FeatureWriter
+from xlcm.data.manifest import DataError
+from xlcm.encoders.base import TextEncoder
+from xlcm.models.dual_encoder import DualEncoder
+from xlcm.models.encoding import bar
+from xlcm.models.fill_store import weights_digest
+from xlcm.registry import text_encoders
+from xlcm.types import Caption
+
+SORTED = 64  # batches a process whose captions are sorted by length together: less padding
+
+
+def open_text_tower(config: EncodeConfig) -> tuple[TextEncoder, dict[str, Any]]:
+    """Return the text tower, and what tells its features from those of others.
+
+    Raises:
+        ConfigError: if a saved model can't be opened.
+        FileNotFoundError: naming the file of the model, or the weights, that are missing.
+    """
+    if config.text is not None:
+        encoder: TextEncoder = build(text_encoders, config.text)
+        encoder.load_weights()
+        return encoder, {"text": encoder.spec(), "weights": weights_digest(encoder)}
+    assert config.model is not None
+    try:
+        encoder = DualEncoder.from_pretrained(config.model).text
+    except ValueError as error:
+        raise ConfigError(f"model {config.model}: {error}") from error
+    return encoder, {"text": encoder.spec(), "weights": weights_digest(encoder)}
+
+
+@dataclass
+class TextFilling:
+    """What goes through the captions of one store, one dataset after the other.
+
+    Args:
+        accelerator: the processes that share the work; the first one writes.
+        encoder: on the processes' devices, in evaluation mode.
+        writer: of the store.
+        config: kind, batches, languages.
+
+    Attributes:
+        seen: caption id -> language and text, of all captions so far, on every process.
+        cut: how many were longer than the tower reads and lost their end.
+    """
+
+    accelerator: Accelerator
+    encoder: TextEncoder
+    writer: FeatureWriter
+    config: EncodeConfig
+    seen: dict[str, tuple[str, str]] = field(default_factory=dict)
+    cut: int = 0
+
+    def add(self, dataset: Dataset) -> None:
+        """Encode the captions that the store lacks; every process takes a share of each block.
+
+        Raises:
+            DataError: at a line that is no item, or if an id has two texts.
+        """
+        todo = [caption for caption in self._captions(dataset) if caption.id not in self.writer]
+        world, mine = self.accelerator.num_processes, self.accelerator.process_index
+        show = None if self.accelerator.is_main_process else False
+        with bar(len(todo), f"{dataset.split} captions", show) as advance:
+            for block in self._blocks(todo, self.config.batch_size * world):
+                rows, cut = self._encode(block[mine::world])
+                for process, (found, lost) in enumerate(gather_object([(rows, cut)])):
+                    self.cut += lost
+                    if self.accelerator.is_main_process:
+                        for caption, row in zip(block[process::world], found):
+                            self.writer.add(caption.id, row)
+                advance(len(block))
+
+    def _captions(self, dataset: Dataset) -> Iterator[Caption]:
+        for index in range(len(dataset)):
+            item = dataset[index]
+            for caption in item.captions:
+                if self.config.langs is not None and caption.lang not in self.config.langs:
+                    continue
+                said = caption.lang, caption.text
+                if self.seen.setdefault(caption.id, said) != said:
+                    raise DataError(f"{item.where or dataset.name}: caption id {caption.id!r} has "
+                                    "another text than before: encode them into folders of their "
+                                    "own")  # fmt: skip
+                yield caption
+
+    def _blocks(self, captions: list[Caption], size: int) -> Iterator[list[Caption]]:
+        captions = list({caption.id: caption for caption in captions}.values())
+        for start in range(0, len(captions), size * SORTED):
+            near = captions[start : start + size * SORTED]
+            near.sort(key=lambda caption: (-len(caption.text), caption.id))
+            yield from (near[i : i + size] for i in range(0, len(near), size))
+
+    def _encode(self, captions: list[Caption]) -> tuple[list[Tensor], int]:
+        """Return `(width,)` or `(L, width)` of each caption, and how many were cut."""
+        if not captions:
+            return [], 0
+        text = self.encoder.tokenizer([c.text for c in captions], [c.lang for c in captions])
+        encoded = self.encoder(text.to(self.accelerator.device))
+        if self.config.kind == "pooled":
+            return list(encoded.pooled.float().cpu()), text.cut
+        if encoded.tokens is None:
+            raise ConfigError("kind: this text encoder has no tokens, take 'pooled'")
+        tokens = encoded.tokens.float().cpu()
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if encoded.mask is None \
+            else encoded.mask.bool().cpu()  # fmt: skip
+        # a caption without a token would be a row of nothing
+        return [
+            row[real] if bool(real.any()) else row[:1] for row, real in zip(tokens, mask)
+        ], text.cut
