@@ -432,3 +432,27 @@ def test_nan_in_another_format_is_told_with_the_line(tmp_path):
     with pytest.raises(DataError, match=r"m\.jsonl:1: features 'a' .* NaN") as raised:
         data.load_features(0)
     assert raised.value.kind == "feature_not_finite"
+
+
+def test_small_integers_are_multiplied_by_their_scale(tmp_path):
+    values = np.arange(24, dtype=np.uint8).reshape(4, DIM)
+    scale = np.linspace(0.1, 0.6, DIM, dtype=np.float32)
+    np.savez(tmp_path / "x.npz", feature=values, image=np.array(IDS), scale=scale)
+    check(open_features(tmp_path / "x.npz"), dict(zip(IDS, values * scale)), "pooled")
+    store = pickle.loads(pickle.dumps(open_features(tmp_path / "x.npz")))
+    assert torch.equal(store.rows(IDS), torch.from_numpy(values * scale))
+
+
+def test_the_features_of_the_real_photographs_are_found_by_the_items_of_their_list(shared):
+    folder = shared / "data" / "photos"
+    path = folder / "features_mobilenetv2_100_128px.npz"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    store = open_features(path)
+    assert (store.kind, store.dim, len(store)) == ("pooled", 1280, 8091)
+    with np.load(path) as found:
+        key, row, scale = str(found["image"][77]), found["feature"][77], found["scale"]
+    assert torch.equal(store[key], torch.from_numpy(row * scale))
+    lines = (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()
+    named = [value for value in json.loads(lines[0]).values() if isinstance(value, str)]
+    assert any(value in store for value in named)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from xlcm.data.feature_formats.base import (
     BOX_NAMES,
@@ -66,7 +68,8 @@ class NpzReader(MatrixReader):
     """An .npz: either a matrix with ids beside it, or one array an item.
 
     The first has `features` (or values, embeddings, feats) and `ids` (or keys, names, image_id),
-    and may have `boxes` `(N, T, 4)`; it is read into memory at once, for a zip can't be mapped.
+    and may have `boxes` `(N, T, 4)`, and `scale` `(D,)`, by which small integers are multiplied; it
+    is read into memory at once, for a zip can't be mapped.
     """
 
     _zip: Any
@@ -75,6 +78,7 @@ class NpzReader(MatrixReader):
         self.folder = path
         self._values: str | None = None
         self._box_name: str | None = None
+        self._scale: np.ndarray | None = None
         names = list(self._zipped().files)
         self._values = first_of(VALUE_NAMES, names)
         named = first_of(ID_NAMES, names)
@@ -96,6 +100,8 @@ class NpzReader(MatrixReader):
             kind: Kind = "pooled" if matrix.ndim == 2 else "tokens"
             dim = matrix.shape[-1]
             self._box_name = first_of(BOX_NAMES, names) if kind == "tokens" else None
+            if "scale" in names:
+                self._scale = self._entry("scale").astype(np.float32)
         elif names:
             self._values = None
             self._open()
@@ -145,7 +151,17 @@ class NpzReader(MatrixReader):
         return found
 
     def _read(self, place: Any) -> np.ndarray:
-        return self._entry(place) if self._values is None else self._matrix[place]
+        if self._values is None:
+            return self._entry(place)
+        row = self._matrix[place]
+        return row if self._scale is None else row * self._scale
+
+    def rows(self, keys: Sequence[str]) -> Tensor:
+        """Return the features of many items, `(n, dim)` float32, taken at once."""
+        found = super().rows(keys)
+        if self._scale is not None and self._matrix.ndim == 2 and self.kind == "pooled":
+            found *= torch.from_numpy(self._scale)
+        return found
 
     def _read_boxes(self, place: Any) -> tuple[np.ndarray, tuple[float, float] | None]:
         if self._corners is None:

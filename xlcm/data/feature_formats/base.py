@@ -16,7 +16,8 @@ from xlcm.data.features import FeatureStore, Kind
 from xlcm.data.manifest import DataError
 from xlcm.registry import nearest
 
-ID_NAMES = ("ids", "keys", "names", "id", "image_id", "image_ids", "video_id", "video_ids")
+ID_NAMES = ("ids", "keys", "names", "id", "image_id", "image_ids", "video_id", "video_ids",
+            "image", "images", "video", "videos")  # fmt: skip
 VALUE_NAMES = ("features", "values", "embeddings", "feats", "feature")
 BOX_NAMES = ("boxes", "bbox", "bboxes")
 SIZE_NAMES = ("wh", "sizes", "image_wh")
