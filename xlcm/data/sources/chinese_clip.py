@@ -12,7 +12,7 @@ from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
 from xlcm.data.sources.own import add_pictures, pictures_folder
 from xlcm.data.sources.pictures import PictureFolder, safe_name
-from xlcm.data.sources.text_lines import iter_lines, read_jsonl
+from xlcm.data.sources.text_lines import find, find_all, iter_lines, read_jsonl
 from xlcm.types import Caption, Item, Origin
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
@@ -130,7 +130,7 @@ class Packing:
         self.known, self.name = KNOWN[dataset], dataset
         self.splits, self.lang, self.root = splits, lang, root
         # MUGE's own names where they are there, else Chinese-CLIP's
-        self.muge = any((root / NAMES[1][0].format(split=split)).exists() for split in splits)
+        self.muge = any(find_all(root, NAMES[1][0].format(split=split)) for split in splits)
         self.skipped = Skipped()
         self._saved: dict[tuple[str, str], str | None] | None = None
 
@@ -145,7 +145,8 @@ class Packing:
         Raises:
             DataError: naming it, and where it comes from.
         """
-        missing = [n for s in self.splits for n in self.files(s) if not (self.root / n).is_file()]
+        names = [name for split in self.splits for name in self.files(split)]
+        missing = [name for name in names if not find_all(self.root, name)]
         if missing:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; --splits takes those that "
                             f"are there. {self.known.get} Terms: {self.known.terms}")  # fmt: skip
@@ -160,7 +161,7 @@ class Packing:
 
         self._saved = {}
         for split in self.splits:
-            for where, identity, data in read_pictures(self.root / self.files(split)[0]):
+            for where, identity, data in read_pictures(find(self.root, self.files(split)[0])):
                 name = f"{split}/{safe_name(identity)}"
                 self._saved[split, identity] = folder.save(name, data, where)
         say(folder.tell())
@@ -194,7 +195,7 @@ class Packing:
         """
         taken: set[str] = set()
         for split in self.splits:
-            pictures, texts = (self.root / name for name in self.files(split))
+            pictures, texts = (find(self.root, name) for name in self.files(split))
             by_picture = self._texts(texts, SPLITS[split])
             for where, number, _ in read_pictures(pictures):
                 image: str | None = f"{number}.jpg"

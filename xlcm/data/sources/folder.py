@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -150,15 +151,18 @@ class Folder:
         labelled = [(*self._label(label, folder / text), folder / text) for label, text in texts]
         # what others were translated from comes first, so that they can name it
         labelled.sort(key=lambda one: (one[0] != self.mt_from, one[1] != "human"))
+        before: Counter[str] = Counter()  # lines of files of the same kind: a.txt and a.en.txt
         for lang, origin, file in labelled:
             kind = lang if origin == "human" else f"{lang}.{origin}"
+            start = before[kind]
             for number, line in iter_lines(file):
+                before[kind] += 1
                 if not line.strip():
                     self.skipped.add(f"{file}:{number}", "empty lines")
                     continue
-                caption_id = f"{identity}#{kind}.{number - 1}"
+                caption_id = f"{identity}#{kind}.{start + number - 1}"
                 if lang == self.mt_from and origin == "human":
-                    sources[number] = caption_id
+                    sources.setdefault(number, caption_id)
                 of = sources.get(number) if origin == "mt" else None
                 engine = self.engine if origin != "human" else None
                 captions.append(Caption(caption_id, lang, line.strip(), origin, of, engine))
