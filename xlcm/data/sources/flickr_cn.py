@@ -46,8 +46,9 @@ def read_captions(
 ) -> Iterator[tuple[str, int, Caption, str]]:
     """Yield (picture, number, caption, `file:line`) of each line.
 
-    Lines are `<id>#<tag>#<n> <text>` or `<id><TAB><text>`. In the second form captions are numbered as they come, and `of` isn't set, as nothing says that
-    they are in the order of what they were translated from.
+    Lines are `<id>#<tag>#<n> <text>` or `<id><TAB><text>`. In the second form captions are
+    numbered as they come, and `of` isn't set, as nothing says that they are in the order of what
+    they were translated from.
 
     Args:
         path: the file.
