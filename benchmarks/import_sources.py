@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/import_sources.py FOLDER --write docs/benchmarks/import.json
 
 `xlcm` is the whole command in a fresh process, from start to exit: every check, the digests, the
-report. `bare` is a loop without a single check: read the lines, join by number, `json.dumps`, write.
+report. `bare` is a loop without a single check: read lines, join by number, `json.dumps`, write.
 Medians of rounds in which each runs once, so that a busy machine slows all alike.
 """
 

@@ -177,6 +177,15 @@ def test_what_was_left_out_is_told_by_reason_with_the_first_places(load, capsys)
     assert "7 captions without text were left out: a.txt:0, a.txt:1" in capsys.readouterr().out
 
 
+def test_a_manifest_from_elsewhere_is_compared_as_far_as_its_ids_allow(load):
+    load(plan([item("photo"), item("12")]), out="old.jsonl")
+    old = load.out.with_name("old.jsonl")
+    old.with_name("old.jsonl.report.json").unlink()
+    mine = plan([item("0012", "test")], key=lambda i: f"coco:{int(i.id)}")
+    report = load(mine, "--against", str(old))[2]
+    assert [r["first"] for r in report["against"]] == [["coco:12"]]
+
+
 # -- pictures -----------------------------------------------------------------------------------
 
 

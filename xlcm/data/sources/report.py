@@ -191,7 +191,11 @@ def overlaps(plan: Plan, paths: Sequence[str]) -> Keys:
             raise DataError(f"--against {path}: no such manifest")
         splits = keys.setdefault(path, {})
         for item in read_manifest(path):
-            splits.setdefault(item.split, set()).add(key(item))
+            try:
+                name = key(item)
+            except (ValueError, LookupError):  # an id of another kind than this source's
+                name = item.id
+            splits.setdefault(item.split, set()).add(name)
     return keys
 
 
