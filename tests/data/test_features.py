@@ -217,3 +217,41 @@ def test_no_pickle_is_ever_read(tmp_path):
     np.save(tmp_path / "keys.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="table of keys can't be read"):
         FeatureStore(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [1000, 0])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_many_are_taken_in_the_order_asked_from_one_shard_and_from_several(
+    tmp_path, monkeypatch, dtype, kept
+):
+    monkeypatch.setattr("xlcm.data.features.MEMORY_KEYS", kept)  # 0: keys are searched on disk
+    values = vectors(35, DIM)
+    store = fill(tmp_path / "pooled", values, dtype=dtype)
+    views = fill(tmp_path / "views", vectors(35, 2, DIM), kind="views", views=2, dtype=dtype)
+    for numbers in ([34, 0, 11, 0, 29], [3, 1, 1], []):
+        keys = [f"image {i}" for i in numbers]
+        assert torch.equal(store.rows(keys), values[numbers].to(getattr(torch, dtype)).float())
+        expected = vectors(35, 2, DIM)[numbers].to(getattr(torch, dtype)).float()
+        assert torch.equal(views.rows(keys), expected)
+    with pytest.raises(DataError, match="no key 'image 35'; did you mean"):
+        store.rows(["image 1", "image 35"])
+
+
+def test_boxes_come_back_and_a_store_without_them_says_so(tmp_path):
+    corners = [torch.rand(length, 4) for length in (3, 1, 2)]
+    settings = {"kind": "tokens", "dim": DIM, "shard_items": 2}
+    with FeatureWriter(tmp_path / "a", boxes=True, **settings) as writer:
+        for i, boxes in enumerate(corners):
+            writer.add(f"{i}", torch.ones(len(boxes), DIM), boxes)
+        with pytest.raises(DataError, match=r"boxes of 'x' must be \(2, 4\), got \(1, 4\)"):
+            writer.add("x", torch.ones(2, DIM), corners[1])
+        with pytest.raises(DataError, match=r"boxes of 'x' must be \(2, 4\), got None"):
+            writer.add("x", torch.ones(2, DIM))
+    store = FeatureStore(tmp_path / "a")
+    assert all(torch.equal(store.boxes(f"{i}"), boxes) for i, boxes in enumerate(corners))
+    with pytest.raises(DataError, match=r"boxes=True, not None; choose another folder"):
+        FeatureWriter(tmp_path / "a", **settings)
+    plain = fill(tmp_path / "b", vectors(2, 3, DIM), kind="tokens")
+    assert not plain.has_boxes
+    with pytest.raises(DataError, match="there are no boxes in it"):
+        plain.boxes("image 0")

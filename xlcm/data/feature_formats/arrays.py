@@ -113,13 +113,13 @@ class NpzReader(MatrixReader):
                          boxes=self._box_name is not None)  # fmt: skip
 
     def _closed(self) -> tuple[str, ...]:
-        return ("_matrix", "_zip", "_corners")
+        return ("_matrix", "_zip", "_box_values")
 
     def _open(self) -> None:
         self._zip = None
         # where each item is an array of its own, there is no matrix
         self._matrix = np.empty((0,)) if self._values is None else self._entry(self._values)
-        self._corners = None if self._box_name is None else self._entry(self._box_name)
+        self._box_values = None if self._box_name is None else self._entry(self._box_name)
 
     def _leave(self) -> None:
         self._zip = None
@@ -164,9 +164,9 @@ class NpzReader(MatrixReader):
         return found
 
     def _read_boxes(self, place: Any) -> tuple[np.ndarray, tuple[float, float] | None]:
-        if self._corners is None:
-            self._corners = self._entry(str(self._box_name))
-        return plain(self._corners[place], "tokens"), None
+        if self._box_values is None:
+            self._box_values = self._entry(str(self._box_name))
+        return plain(self._box_values[place], "tokens"), None
 
 
 class SafetensorsReader(MatrixReader):

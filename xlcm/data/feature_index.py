@@ -1,0 +1,60 @@
+"""The index of a feature store, and what its writer and its reader both know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from safetensors import SafetensorError, safe_open
+
+from xlcm.data.manifest import DataError
+
+Kind: TypeAlias = Literal["pooled", "tokens", "views"]
+VERSION = 1
+INDEX = "index.json"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a store.
+
+    Raises:
+        DataError: if it is no feature store, or of another version.
+    """
+    file = folder / INDEX
+    if not file.is_file():
+        raise DataError(f"{folder} is no feature store: there is no {INDEX}; make one with "
+                        "recipes/encode.py")  # fmt: skip
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        version = index["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not the index of a feature store: {error!r}") from error
+    if version != VERSION:
+        raise DataError(f"{file}: format version {version}; this xlcm reads version {VERSION}")
+    return index
+
+
+def shard_keys(file: Path) -> list[str]:
+    """Return the keys of a shard, in order.
+
+    Raises:
+        DataError: if it can't be read.
+    """
+    try:
+        with safe_open(file, framework="np") as shard:
+            keys: bytes = shard.get_tensor("keys").tobytes()
+            return keys.decode().split("\n")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: this shard can't be read ({error}); delete the folder and "
+                        "encode again") from error  # fmt: skip
+
+
+def sha256_of(file: Path) -> str:
+    """Return the checksum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
