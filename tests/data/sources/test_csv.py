@@ -121,6 +121,16 @@ def test_each_row_can_be_an_item(tmp_path):
     assert list(items(tmp_path)) == ["long-1", "long-2", "long-3", "long-4"]
 
 
+def test_a_language_a_file_meets_at_the_picture(tmp_path):
+    put(tmp_path, "en.csv", "id,t\na,A boat.\nb,A cat.\n")
+    put(tmp_path, "de.csv", "id,t\nb,Eine Katze.\n")
+    assert command(tmp_path, "--files", "test/en=en.csv", "test/de=de.csv", "--id", "id",
+                   "--captions", "t") == 0  # fmt: skip
+    assert {i: [(c.id, c.lang) for c in item.captions] for i, item in items(tmp_path).items()} == {
+        "a": [("a#en.0", "en")], "b": [("b#en.0", "en"), ("b#de.0", "de")],
+    }  # fmt: skip
+
+
 # -- splits -------------------------------------------------------------------------------------
 
 
@@ -284,3 +294,17 @@ def test_no_split_no_item_name_and_no_file_are_told_with_the_way_out(tmp_path, c
     assert "v.csv" in capsys.readouterr().err
     assert command(tmp_path, "--files", "train=w.csv", "--image", "t", "--captions", "en=t") == 2
     assert "nothing is fetched here" in capsys.readouterr().err
+
+
+# -- real files ---------------------------------------------------------------------------------
+
+
+def test_real_tables_of_captions_are_read_whole(shared, tmp_path):
+    root = shared / "data" / "photos" / "captions"
+    where = ["--root", str(root), "--out", str(tmp_path / "m.jsonl")]
+    files = ["train/en=en.multi30k_task1.tsv.gz", "train/es=es.mt_nllb.tsv.gz"]
+    assert main(["data", "import", "csv", *where, "--files", *files, "--image", "image",
+                 "--captions", "text"]) == 0  # fmt: skip
+    langs = [tuple(c.lang for c in item.captions) for item in read_manifest(tmp_path / "m.jsonl")]
+    assert len(langs) > 1000
+    assert langs.count(("en", "es")) == len(langs)

@@ -1,5 +1,6 @@
 import json
 from base64 import b64encode
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,18 @@ def test_a_cut_off_cclm_file_stops_before_a_manifest_is_written(tmp_path, capsys
     assert not (tmp_path / "out" / "m.jsonl").exists()
     assert command("cclm", tmp_path, "--files", "train=no*.json") == 2
     assert "no file is called so" in capsys.readouterr().err
+
+
+def test_real_json_lines_a_language_a_file_meet_at_their_picture(shared, tmp_path):
+    root = shared / "data" / "captions" / "iglue" / "xFlickrCO" / "annotations"
+    where = ["--root", str(root), "--out", str(tmp_path / "m.jsonl")]
+    files = [f"test/{lang}={lang}/test.jsonl" for lang in ("en", "de", "ja", "zh")]
+    assert main(["data", "import", "jsonl", *where, "--files", *files, "--image", "img_path",
+                 "--captions", "sentences"]) == 0  # fmt: skip
+    found = list(read_manifest(tmp_path / "m.jsonl"))
+    assert len(found) == 2000
+    langs = Counter(c.lang for item in found for c in item.captions)
+    assert langs == {"en": 2000, "de": 1999, "ja": 2000, "zh": 2000}
+    report = json.loads((tmp_path / "m.jsonl.report.json").read_text())
+    empty = report["left_out"]["captions without text"]  # one line of the owners' has no sentence
+    assert (empty["count"], empty["first"][0].rpartition(":")[2]) == (1, "1960")

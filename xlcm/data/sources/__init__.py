@@ -6,6 +6,7 @@ is its help. To add one, write the file and name it in `SOURCES`: `xlcm data imp
 
 SOURCES = {
     "aic-icc": "xlcm.data.sources.aic_icc",
+    "c2kd": "xlcm.data.sources.c2kd",
     "cc3m": "xlcm.data.sources.cc3m",
     "cclm": "xlcm.data.sources.cclm",
     "chinese-clip": "xlcm.data.sources.chinese_clip",
@@ -18,14 +19,22 @@ SOURCES = {
     "flickr8k-cn": "xlcm.data.sources.flickr8k_cn",
     "folder": "xlcm.data.sources.folder",
     "hf": "xlcm.data.sources.hf",
+    "howto100m": "xlcm.data.sources.howto100m",
     "jsonl": "xlcm.data.sources.jsonl",
+    "lines": "xlcm.data.sources.lines",
+    "msrvtt": "xlcm.data.sources.msrvtt",
+    "msrvtt-cn": "xlcm.data.sources.msrvtt_cn",
     "multi30k": "xlcm.data.sources.multi30k",
+    "nrccr": "xlcm.data.sources.nrccr",
     "photos": "xlcm.data.sources.photos",
+    "rudder": "xlcm.data.sources.rudder",
     "stair": "xlcm.data.sources.stair",
+    "vatex": "xlcm.data.sources.vatex",
     "wit": "xlcm.data.sources.wit",
     "wukong": "xlcm.data.sources.wukong",
     "xflickrco": "xlcm.data.sources.xflickrco",
     "xm-translations": "xlcm.data.sources.xm_translations",
     "xtd10": "xlcm.data.sources.xtd10",
+    "youcook2": "xlcm.data.sources.youcook2",
 }
 """Name in `xlcm data import NAME` -> module."""

@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     files = read_files(args.files, args.root)
 
     def rows() -> Iterator[Row]:
-        for split, name in files:
-            yield from read_objects(find(args.root, name), split)
+        for file in files:
+            yield from read_objects(find(args.root, file.path), file.split)
 
-    needs = tuple(Need(name, split or "train") for split, name in files)
+    needs = tuple(Need(file.path, file.split or "train") for file in files)
     return run_rows(args, rows, layout, title="files in CCLM's packing", needs=needs)

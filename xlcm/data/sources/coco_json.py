@@ -74,23 +74,23 @@ def run(args: argparse.Namespace) -> int:
     return run_import(plan, args)
 
 
-def read_file(word: str, split: str | None, lang: str | None) -> File:
+def read_file(word: str, split: str | None, lang: str | None, *, option: str = "--files") -> File:
     """Return what `[SPLIT[/LANG[:ORIGIN]]=]FILE` says.
 
     Raises:
         DataError: naming what is missing or wrong.
     """
     before, equals, path = word.partition("=")
-    option = f"--files {word}"
+    option = f"{option} {word}"
     if not equals:
         before, path = "", word
     named, _, rest = before.partition("/")
     code, _, origin = rest.partition(":")
     split, lang, origin = named or split or "", code or lang or "", origin or "human"
     if not split:
-        raise DataError(f"{option}: which split? Write SPLIT={path}, or give --split or --hold-out")
+        raise DataError(f"{option}: which split? Write SPLIT/LANG={path}")
     if not lang:
-        raise DataError(f"{option}: which language? Write {split}/LANG={path}, or give --lang")
+        raise DataError(f"{option}: which language? Write {split}/LANG={path}")
     check_lang(lang, option)
     if origin not in ORIGINS:
         raise DataError(f"{option}: an origin is one of {', '.join(ORIGINS)}, not {origin!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,12 +19,21 @@ ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of rows, with the split and the language of its captions, where they are named."""
+
+    path: str
+    split: str | None = None
+    lang: str | None = None
+
+
+@dataclass(frozen=True)
 class TextColumn:
     """One column of captions.
 
     Args:
         column: its name; `a.b` is the value `b` inside the object `a`.
-        lang: BCP 47; None where the row says it, or the value's own keys.
+        lang: BCP 47; None where the value's own keys, the row or the file says it.
         origin: None where the row or `Layout.mt_from` says it.
         made_from: the column that holds what these captions were translated from.
     """
@@ -49,6 +58,7 @@ class Layout:
     lang: str | None = None
     origin: str | None = None
     one_split: str | None = None
+    one_lang: str | None = None
     mt_from: str | None = None
     engine: str | None = None
     separator: str | None = None
@@ -141,13 +151,13 @@ def read_layout(args: argparse.Namespace) -> Layout:
         raise DataError("--image and --picture-data: pictures are files, or they are in the rows")
     if args.lang is not None and args.lang_column is not None:
         raise DataError("--lang and --lang-column: one language, or one a row")
-    texts = tuple(replace(text, lang=text.lang or args.lang) for text in texts)
     split = args.split or ("train" if args.hold_out else None)
     return Layout(
-        texts, args.id, args.image, args.video, args.key, picture, args.split_column,
-        args.lang_column, args.origin_column, split, args.mt_from, args.engine, args.separator,
-        args.strip_path, lang_names, pairs(args.split_names, "--split-names"),
-        shares(args.hold_out),
+        texts=texts, id=args.id, image=args.image, video=args.video, features=args.key,
+        picture=picture, split=args.split_column, lang=args.lang_column, origin=args.origin_column,
+        one_split=split, one_lang=args.lang, mt_from=args.mt_from, engine=args.engine,
+        separator=args.separator, strip=args.strip_path, lang_names=lang_names,
+        split_names=pairs(args.split_names, "--split-names"), hold_out=shares(args.hold_out),
     )  # fmt: skip
 
 
@@ -224,24 +234,26 @@ def shares(words: Sequence[str]) -> dict[str, float]:
     return made
 
 
-def read_files(words: Sequence[str], root: str | Path) -> list[tuple[str | None, str]]:
-    """Return (split or None, path from the root) of `train=a.csv b.csv`; globs are spelt out.
+def read_files(words: Sequence[str], root: str | Path) -> list[File]:
+    """Return the files of `train=a.csv test/de=b.csv c.csv`; globs are spelt out.
 
     Raises:
-        DataError: for a glob that finds nothing.
+        DataError: for a glob that finds nothing, or a wrong language.
     """
-    files: list[tuple[str | None, str]] = []
-    for word in words:
-        split, equals, path = word.partition("=")
+    files: list[File] = []
+    for option in words:
+        before, equals, path = option.partition("=")
         if not equals:
-            split, path = "", word
+            before, path = "", option
+        split, _, lang = before.partition("/")
+        if lang:
+            check_lang(lang, f"--files {option}")
+        names = [path]
         if any(mark in path for mark in "*?["):
-            found = sorted(p.relative_to(root).as_posix() for p in Path(root).glob(path))
-            if not found:
-                raise DataError(f"{Path(root) / path}: no file is called so")
-            files += [(split or None, name) for name in found]
-        else:
-            files.append((split or None, path))
+            names = sorted(p.relative_to(root).as_posix() for p in Path(root).glob(path))
+        if not names:
+            raise DataError(f"{Path(root) / path}: no file is called so")
+        files += [File(name, split or None, lang or None) for name in names]
     return files
 
 

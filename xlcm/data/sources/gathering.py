@@ -25,6 +25,7 @@ class Row:
     Args:
         where: `file:line` for messages.
         split: of the file that it is in, where that is known.
+        lang: of the file's captions, likewise.
         values: by column.
         name: tells it apart from all other rows: `<file>-<number of the row, from 1>`.
     """
@@ -33,6 +34,7 @@ class Row:
     split: str | None
     values: Mapping[str, Any]
     name: str
+    lang: str | None = None
 
 
 @dataclass
@@ -253,9 +255,10 @@ def enumerate_places(
 def _lang(lang: str | None, row: Row, layout: Layout, column: str) -> str:
     if lang is None and layout.lang is not None:
         lang = word(row, layout.lang)
+    lang = lang or row.lang or layout.one_lang
     if lang is None:
         raise DataError(f"{row.where}: which language is {column!r}? Write --captions "
-                        f"LANG={column}, or give --lang or --lang-column")  # fmt: skip
+                        f"LANG={column}, --files SPLIT/LANG=, --lang or --lang-column")  # fmt: skip
     lang = layout.lang_names.get(lang, lang)
     if fault := language_fault(lang):
         raise DataError(f"{row.where}: {column!r}: {fault} (`--lang-names {lang}=CODE` renames)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,7 +34,7 @@ def add_own(parser: argparse.ArgumentParser) -> None:
 
 def add_files(parser: argparse.ArgumentParser) -> None:
     """Declare which files are read."""
-    parser.add_argument("--files", nargs="+", required=True, metavar="[SPLIT=]FILE",
+    parser.add_argument("--files", nargs="+", required=True, metavar="[SPLIT[/LANG]=]FILE",
                         help="below --root, plain or .gz; * stands for any name")  # fmt: skip
 
 
@@ -64,10 +65,11 @@ def run_own(args: argparse.Namespace, read: Read, *, title: str) -> int:
     files = read_files(args.files, root)
 
     def rows() -> Iterator[Row]:
-        for split, name in files:
-            yield from read(find(root, name), split)
+        for file in files:
+            for row in read(find(root, file.path), file.split):
+                yield replace(row, lang=file.lang) if file.lang else row
 
-    needs = tuple(Need(name, f"{split or 'rows'}") for split, name in files)
+    needs = tuple(Need(file.path, file.split or "rows") for file in files)
     return run_rows(args, rows, layout, title=title, needs=needs)
 
 

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+from faults import bad_encoding, bom, crlf, line_less, line_more, packed, truncated
+
+from xlcm.cli import main
+from xlcm.data.check import check_manifest
+from xlcm.data.manifest import read_manifest
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    root = tmp_path / "text"
+    root.mkdir()
+    (root / "ids.txt").write_text("b.jpg\na.jpg\n")
+    (root / "train.en").write_text("A boat.\nA cat.\n")
+    (root / "train.de").write_text("Ein Boot.\nEine Katze.\n")
+    (root / "test.en").write_text("".join(f"Dog {n}.\n" for n in range(10)))
+    return root
+
+
+TRAIN = ["--ids", "train=ids.txt", "--captions", "train/de:mt=train.de", "train/en=train.en",
+         "--mt-from", "en", "--engine", "some-mt"]  # fmt: skip
+
+
+def command(root: Path, *words: str) -> int:
+    where = ["--root", str(root), "--out", str(root.parent / "m.jsonl")]
+    return main(["data", "import", "lines", *where, *words])
+
+
+def items(root: Path):
+    return {item.id: item for item in read_manifest(root.parent / "m.jsonl")}
+
+
+def test_line_n_of_each_file_belongs_to_picture_n(root):
+    assert command(root, *TRAIN) == 0
+    found = items(root)
+    assert list(found) == ["b", "a"]
+    assert [(c.id, c.text, c.origin, c.of, c.engine) for c in found["a"].captions] == [
+        ("a#en.0", "A cat.", "human", None, None),
+        ("a#de.mt.0", "Eine Katze.", "mt", "a#en.0", "some-mt"),
+    ]  # fmt: skip
+    assert check_manifest(root.parent / "m.jsonl", images=False).faults == 0
+
+
+def test_five_lines_a_picture_without_names(root):
+    assert command(root, "--captions", "test/en=test.en", "--per-image", "5") == 0
+    found = items(root)
+    assert list(found) == ["test-0", "test-1"]
+    assert [c.text for c in found["test-1"].captions] == [f"Dog {n}." for n in range(5, 10)]
+
+
+def test_an_empty_line_is_counted_and_shifts_nothing(root, capsys):
+    (root / "train.en").write_text("\nA cat.\n")
+    assert command(root, *TRAIN) == 0
+    assert [c.text for c in items(root)["a"].captions] == ["A cat.", "Eine Katze."]
+    assert items(root)["b"].captions[0].of is None
+    assert "train.en:1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [line_more, line_less])
+def test_more_or_fewer_lines_than_pictures_are_refused(root, capsys, wrong):
+    wrong(root / "train.de")
+    assert command(root, *TRAIN) == 2
+    assert "lines, expected 2: ids.txt has 2 pictures with 1 captions" in capsys.readouterr().err
+    assert not (root.parent / "m.jsonl").exists()
+
+
+@pytest.mark.parametrize("harmless", [crlf, bom, packed])
+def test_line_ends_marks_and_gzip_change_nothing(root, harmless):
+    command(root, *TRAIN)
+    before = (root.parent / "m.jsonl").read_bytes()
+    for name in ("ids.txt", "train.en"):
+        harmless(root / name)
+    assert command(root, *TRAIN) == 0
+    assert (root.parent / "m.jsonl").read_bytes() == before
+
+
+def test_faults_are_named(root, capsys):
+    def fails(*words: str) -> str:
+        assert command(root, *(words or TRAIN)) == 2
+        return capsys.readouterr().err
+
+    (root / "ids.txt").write_text("a.jpg\na.jpg\n")
+    assert "ids.txt:2: a is also at line 1" in fails()
+    (root / "ids.txt").write_text("a.jpg\n\n")
+    assert "ids.txt:2: no picture is named" in fails()
+    (root / "ids.txt").write_text("b.jpg\na.jpg\n")
+    bad_encoding(root / "train.de", 2)
+    assert "train.de:2: not UTF-8" in fails()
+    truncated(packed(root / "train.en"))
+    assert "cut off" in fails()
+    assert "which split?" in fails("--captions", "train.en")
+    assert "which language?" in fails("--captions", "train=train.en")
+    assert "no.en" in fails("--captions", "train/en=no.en")
+    assert "with a split of --captions" in fails("--captions", "x/en=test.en", "--ids", "y=ids.txt")
+
+
+def test_real_line_aligned_files_are_read_whole(shared, tmp_path):
+    root = shared / "data" / "captions" / "multi30k" / "task1"
+    out = str(tmp_path / "m.jsonl")
+    names = [f"test/{lang}=raw/test_2016_flickr.{lang}" for lang in ("en", "de", "fr", "cs")]
+    if not list(root.glob("raw/test_2016_flickr.en*")):
+        pytest.skip("needs the files of Multi30K")
+    assert main(["data", "import", "lines", "--root", str(root), "--out", out, "--captions", *names,
+                 "--ids", "test=image_splits/test_2016_flickr.txt"]) == 0  # fmt: skip
+    found = list(read_manifest(out))
+    assert len(found) == 1000
+    assert all([c.lang for c in item.captions] == ["en", "de", "fr", "cs"] for item in found)
