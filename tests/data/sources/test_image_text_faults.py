@@ -7,6 +7,7 @@ from image_text_folders import imported
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources import coco, coco_cn, crossmodal3600, stair, wit, xflickrco, xtd10
+from xlcm.data.sources.text_lines import read_lines
 
 SOURCES = {
     "coco": (coco, folders.karpathy, "dataset_coco.json", 10),
@@ -74,3 +75,10 @@ def test_its_help_and_its_plan_say_what_a_person_needs(case):
     assert "http" in plan.get
     assert plan.terms
     assert plan.cite
+
+
+def test_a_real_file_in_a_turkish_encoding_is_told_and_its_twin_read(shared):
+    folder = shared / "data/captions/coco_tr_val500"
+    assert len(read_lines(folder / "val_baseline_1.txt.gz")) == 500
+    with pytest.raises(DataError, match=r"val_baseline_2.txt.gz:2: not UTF-8 .*iconv"):
+        read_lines(folder / "val_baseline_2.txt.gz")
