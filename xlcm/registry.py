@@ -81,7 +81,12 @@ def nearest(word: str, known: object) -> str:
 
 datasets = Registry(
     "dataset",
-    {"manifest": "xlcm.data.dataset:ManifestDataset", "scenes": "xlcm.data.scenes:Scenes"},
+    {
+        "manifest": "xlcm.data.dataset:ManifestDataset",
+        "mix": "xlcm.data.mixing:Mix",
+        "scenes": "xlcm.data.scenes:Scenes",
+        "shards": "xlcm.data.shards:Shards",
+    },
 )
 tokenizers = Registry(
     "tokenizer",

@@ -93,6 +93,17 @@ class Batching:
 
     def _arrange(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.seed, epoch, 0xBA7C4])
+        rows = self._order(epoch, random)
+        if self.same_image == "separate":
+            rows = _separated(rows, self.global_batch)
+        size = self.global_batch
+        whole = len(rows) // size
+        if self.bucket_batches and whole:
+            rows = self._bucketed(rows[: whole * size], random)
+        return rows[: whole * size].reshape(whole, size, 2)
+
+    def _order(self, epoch: int, random: np.random.Generator) -> np.ndarray:
+        """Return the epoch's rows in order, `(rows, 2)` int32, not yet cut into batches."""
         items = np.repeat(np.arange(len(self.slots), dtype=np.int32), self.slots)
         first = np.cumsum(self.slots) - self.slots
         slots = np.arange(len(items), dtype=np.int32) - np.repeat(first, self.slots).astype(
@@ -101,16 +112,8 @@ class Batching:
         rows = np.stack([items, slots], axis=1)
         if self.same_image == "together":
             rank = random.permutation(len(self.slots))
-            rows = rows[np.argsort(rank[items], kind="stable")]
-        else:
-            rows = rows[random.permutation(len(rows))]
-        if self.same_image == "separate":
-            rows = _separated(rows, self.global_batch)
-        size = self.global_batch
-        whole = len(rows) // size
-        if self.bucket_batches and whole:
-            rows = self._bucketed(rows[: whole * size], random)
-        return rows[: whole * size].reshape(whole, size, 2)
+            return rows[np.argsort(rank[items], kind="stable")]
+        return rows[random.permutation(len(rows))]
 
     def _bucketed(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         assert self.lengths is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlcm.data.feature_commands import add_convert_features
+from xlcm.data.shard_commands import add_shard
 from xlcm.data.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_import(actions)
     _add_train_tokenizer(actions)
     add_convert_features(actions)
+    add_shard(actions)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ from xlcm.data.bad_rows import find_bad_rows, find_overlap
 from xlcm.data.dataset import Dataset, ManifestDataset
 from xlcm.data.faults import Fault
 from xlcm.data.manifest import DataError
+from xlcm.data.mixing import Mix
+from xlcm.data.shards import Shards
 from xlcm.data.subset import Subset
 from xlcm.data.views import View, Views
 from xlcm.registry import datasets
@@ -35,7 +37,8 @@ def open_splits(
 
     `raise` looks at text, ids and overlap now and at pictures when they are loaded; `skip` opens
     every picture or feature once, and leaves bad items and captions out from the start, so that
-    the others train as if the bad ones were absent.
+    the others train as if the bad ones were absent. Of tar shards only the truncated ones are
+    faults: their pictures are looked at when they are written.
 
     An item that two splits share is a fault of the earlier one: scores stay comparable.
 
@@ -56,26 +59,51 @@ def open_splits(
     whole = list(opened)  # `opened` loses its faults one by one
     skipped: list[Fault] = []
     for position, dataset in enumerate(whole):
-        if not isinstance(dataset, ManifestDataset):
-            continue
-        looked_at = visual if on_error == "skip" else "none"
-        faults = find_bad_rows(dataset, visual=looked_at, workers=workers)
-        later = [d for d in whole[position + 1 :] if isinstance(d, ManifestDataset)]
-        faults += find_overlap(dataset, *later)
-        if faults and on_error == "raise":
-            raise DataError(_listed(dataset, faults) + "; data.on_error=skip leaves them out")
-        bad = {fault.where for fault in faults}
-        share = len(bad) / max(len(dataset), 1)
-        if share > max_skipped:
-            raise DataError(
-                f"{_listed(dataset, faults)}: {share:.1%} of its items, more than "
-                f"data.max_skipped={max_skipped:.1%}"
-            )
-        if faults:
-            opened[position] = _without(dataset, faults)
+        later = [part for other in whole[position + 1 :] for part in _parts(other).values()]
+        for name, part in _parts(dataset).items():
+            faults = _faults(part, later, visual if on_error == "skip" else "none", workers)
+            if not faults:
+                continue
+            if on_error == "raise":
+                raise DataError(_listed(part, faults) + "; data.on_error=skip leaves them out")
+            bad = len({fault.where for fault in faults})
+            total = len(part)
+            if isinstance(part, Shards):
+                bad, total = part.lost, total + part.lost
+            share = bad / max(total, 1)
+            if share > max_skipped:
+                raise DataError(
+                    f"{_listed(part, faults)}: {share:.1%} of its items, more than "
+                    f"data.max_skipped={max_skipped:.1%}"
+                )
             skipped += faults
+            if isinstance(part, ManifestDataset):
+                usable = _without(part, faults)
+                if isinstance(dataset, Mix):
+                    dataset.replace(name, usable)
+                else:
+                    opened[position] = usable
     # a line too broken to tell its split is met in each
     return opened, list(dict.fromkeys(skipped))
+
+
+def _parts(dataset: Dataset) -> dict[str, Dataset]:
+    """Return the corpora of a mix by name, or the one dataset."""
+    return dict(dataset.parts) if isinstance(dataset, Mix) else {dataset.name: dataset}
+
+
+def _faults(
+    dataset: Dataset,
+    later: Sequence[Dataset],
+    visual: Literal["image", "features", "none"],
+    workers: int,
+) -> list[Fault]:
+    if isinstance(dataset, Shards):
+        return dataset.faults
+    if not isinstance(dataset, ManifestDataset):
+        return []
+    faults = find_bad_rows(dataset, visual=visual, workers=workers)
+    return faults + find_overlap(dataset, *(d for d in later if isinstance(d, ManifestDataset)))
 
 
 def _without(dataset: ManifestDataset, faults: Sequence[Fault]) -> Subset:
@@ -177,7 +205,7 @@ def survey(
         item = dataset[index]
         fitting = draw.candidates(item)
         if draw.lacking(fitting):
-            spoilt = isinstance(dataset, Subset) and dataset.lost_captions(index)
+            spoilt = isinstance(dataset, Subset | Mix) and dataset.lost_captions(index)
             if incomplete == "error" and not spoilt:
                 raise DataError(draw.lacks(item))
             dropped.append(item.id)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -20,7 +21,10 @@ from xlcm.data.bad_rows import write_skipped
 from xlcm.data.batching import Batching, RowStream
 from xlcm.data.collate import Collator, TrainLoader
 from xlcm.data.dataset import Dataset
+from xlcm.data.mixing import layout
 from xlcm.data.rows import Rows, open_splits, survey, training_texts
+from xlcm.data.shares import CountingLoader, write_shares
+from xlcm.data.stream_order import StreamBatching, enough_shards
 from xlcm.encoders.base import ImageEncoder
 from xlcm.encoders.tokenizer import prepare_tokenizer
 from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate, queries
@@ -241,22 +245,33 @@ def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> M
 def _looks_alike(model: Any, dataset: Dataset, data: DataConfig) -> bool:
     """Whether an item looks the same each time it is read: nothing about it is drawn."""
     if model.image.reads_features:  # several views come as a list, of which one is drawn
-        return isinstance(dataset.load_features(0), torch.Tensor)
+        stream = layout(dataset)
+        firsts = [0] if stream is None else np.unique(stream.corpus, return_index=True)[1].tolist()
+        return all(isinstance(dataset.load_features(i), torch.Tensor) for i in firsts)
     return not data.augment.active
 
 
 def build_loader(
     accelerator: Accelerator, data: DataConfig, run: RunConfig, rows: Rows, method: Method
 ) -> TrainLoader:
-    """Return this process's endless batches, with only the views that the method uses."""
-    batching = Batching(
-        rows.slots,
-        run.global_batch,
-        seed=run.seed,
-        same_image=data.same_image,
-        lengths=rows.lengths,
-        bucket_batches=data.length_buckets,
-    )
+    """Return this process's endless batches, with only the views that the method uses.
+
+    Raises:
+        ConfigError: for rows that don't fill a batch, or fewer shards than processes that load.
+    """
+    options: dict[str, Any] = {
+        "seed": run.seed,
+        "same_image": data.same_image,
+        "lengths": rows.lengths,
+        "bucket_batches": data.length_buckets,
+    }
+    stream = layout(rows.dataset)
+    batching: Batching
+    if stream is None:
+        batching = Batching(rows.slots, run.global_batch, **options)
+    else:
+        enough_shards(stream, accelerator.num_processes, data.workers)
+        batching = StreamBatching(rows.slots, run.global_batch, stream, **options)
     collate = Collator(
         rows.dataset,
         rows.views,
@@ -268,12 +283,14 @@ def build_loader(
         only=method.views,
         extra=method.extra_texts,
     )
-    return TrainLoader(
-        RowStream(batching, accelerator.process_index, accelerator.num_processes),
-        collate,
-        workers=data.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    mine = RowStream(batching, accelerator.process_index, accelerator.num_processes)
+    loading: dict[str, Any] = {
+        "workers": data.workers, "pin_memory": accelerator.device.type == "cuda"
+    }  # fmt: skip
+    if stream is None:
+        return TrainLoader(mine, collate, **loading)
+    report = partial(write_shares, Path(str(run.output))) if accelerator.is_main_process else None
+    return CountingLoader(mine, collate, report=report, every=run.log_every, **loading)
 
 
 def validate(config: TrainConfig, data: Data, retriever: Any) -> RetrievalReport:

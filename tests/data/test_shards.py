@@ -1,0 +1,276 @@
+"""Tar shards: written from a manifest and read back, whole, truncated, missing and of others."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from xlcm.cli import main
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.manifest import DataError
+from xlcm.data.rows import open_splits
+from xlcm.data.shard_writer import write_shards
+from xlcm.data.shards import Shards
+from xlcm.data.tar_index import tar_index
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLCM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tiny_data):
+    return ManifestDataset(
+        path=str(tiny_data / "translated.jsonl"), split="train", features=str(tiny_data / "store")
+    )
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+    """Six shards of 64 items with pictures, captions, translations and features."""
+    write_shards(source, tmp_path / "shards", shards=6)
+    return tmp_path / "shards"
+
+
+def add(tar, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def jpeg(colour=(10, 20, 30)):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, "JPEG")
+    return out.getvalue()
+
+
+# -- there and back ------------------------------------------------------------------------------
+
+
+def test_what_was_sharded_is_read_back_captions_translations_pictures_and_features(source, folder):
+    shards = Shards(path=str(folder))
+    assert len(shards) == len(source) == 64
+    by_id = {source[i].id: i for i in range(64)}
+    assert len({shards[i].id for i in range(64)}) == 64
+    for i in range(64):
+        there = by_id[shards[i].id]
+        assert shards[i].captions == source[there].captions
+        assert torch.equal(shards.load_features(i), source.load_features(there))
+        assert np.array_equal(shards.load_image(i), source.load_image(there))
+    assert [shards[i].id for i in range(64)] != [source[i].id for i in range(64)]  # shuffled
+
+
+def test_shards_differ_by_one_item_at_most_and_a_second_writing_gives_the_same_bytes(
+    source, folder, tmp_path
+):
+    index = json.loads((folder / "shards.json").read_text())
+    assert sorted(shard["items"] for shard in index["shards"]) == [10, 10, 11, 11, 11, 11]
+    write_shards(source, tmp_path / "again", shards=6)
+    for file in sorted(path.name for path in folder.iterdir()):
+        assert (folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_views_and_frames_come_back_as_what_they_were(tiny_data, tmp_path, monkeypatch):
+    source = ManifestDataset(path=str(tiny_data / "tiny.jsonl"), split="val")
+    frames = torch.arange(12.0).reshape(3, 4)
+    source.store = object()
+    monkeypatch.setattr(source, "load_features", lambda i: frames + i, raising=False)
+    write_shards(source, tmp_path / "frames", seed=None, images=False)
+    found = Shards(path=str(tmp_path / "frames"), split="val")
+    assert torch.equal(found.load_features(2), frames + 2)
+    monkeypatch.setattr(source, "load_features", lambda i: list(frames + i), raising=False)
+    write_shards(source, tmp_path / "views", seed=None, images=False)
+    views = Shards(path=str(tmp_path / "views"), split="val").load_features(2)
+    assert isinstance(views, list)
+    assert torch.equal(torch.stack(views), frames + 2)
+
+
+def test_an_item_takes_no_more_memory_than_its_places(folder):
+    shards = Shards(path=str(folder))
+    assert sum(i.places.nbytes + i.keys.nbytes for i in shards.indices) / len(shards) < 120
+
+
+def test_languages_can_be_chosen(folder):
+    item = Shards(path=str(folder), langs=["fr"])[0]
+    assert {caption.lang for caption in item.captions} == {"fr"}
+    with pytest.raises(ValueError, match="english"):
+        Shards(path=str(folder), langs=["english"])
+
+
+def test_webdataset_reads_what_we_write(source, folder):
+    webdataset = pytest.importorskip("webdataset")
+    files = sorted(str(path) for path in folder.glob("*.tar"))
+    stream = webdataset.WebDataset(files, shardshuffle=False).decode("rgb8")
+    found = list(stream)
+    shards = Shards(path=str(folder))
+    assert [row["json"]["id"] for row in found] == [shards[i].id for i in range(64)]
+    kind = next(key for key in found[5] if key not in ("json", "__key__", "__url__", "png",
+                                                         "__local_path__"))  # fmt: skip
+    assert kind == "pooled.npy"
+    assert np.array_equal(found[5]["png"], shards.load_image(5))
+
+
+def test_what_webdataset_writes_is_read(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "a-0.tar")) as out:
+        for number in range(3):
+            item = {"id": str(number), "split": "train", "captions": []}
+            out.write({"__key__": f"k{number}", "json": item, "jpg": jpeg()})
+    found = Shards(path=str(tmp_path / "a-*.tar"))
+    assert [found[i].id for i in range(3)] == ["0", "1", "2"]
+    assert found.load_image(1).size == (8, 8)
+
+
+def test_picture_and_txt_pairs_are_read_with_the_language_that_is_given(tmp_path):
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for number in range(2):
+            add(tar, f"00000{number}.jpg", jpeg())
+            add(tar, f"00000{number}.json", b'{"url": "http://example.org"}')
+            add(tar, f"00000{number}.txt", b"ein Hund mit Hut\n")
+    found = Shards(path=str(tmp_path), txt_lang="de")
+    caption = found[1].captions[0]
+    assert (caption.lang, caption.text, caption.origin) == ("de", "ein Hund mit Hut", "human")
+    assert found[0].id == "00000/000000"
+    with pytest.raises(DataError, match=r"00000\.tar:000001.*unknown key 'url'"):
+        Shards(path=str(tmp_path))[1]
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+def test_a_truncated_shard_is_reported_with_what_is_lost_and_the_rest_is_read(folder):
+    file = folder / "000002.tar"
+    whole = {Shards(path=str(folder))[i].id for i in range(64)}
+    places = tar_index(file).places
+    cut = int(places[4, 2, 0]) + 10  # within the picture of the fifth item
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.warns(UserWarning, match=r"000002\.tar: .*4 items can be read, 7 of its 11"):
+        found = Shards(path=str(folder))
+    assert len(found) == 64 - 7
+    assert found.lost == 7
+    ids = {found[i].id for i in range(len(found))}
+    assert len(ids) == 57
+    assert ids < whole
+    for i in range(len(found)):
+        found.load_image(i)
+        found.load_features(i)
+
+
+@pytest.mark.parametrize("how", ["between files of an item", "in a header", "end mark"])
+def test_a_shard_that_ends_anywhere_keeps_only_whole_items(folder, how):
+    file = folder / "000000.tar"
+    places = tar_index(file).places
+    at = {
+        "between files of an item": -(-int(places[3, 0].sum()) // 512) * 512,
+        "in a header": int(places[3, 2, 0]) - 100,
+        "end mark": -(-int(places[10, 3].sum()) // 512) * 512,
+    }[how]
+    file.write_bytes(file.read_bytes()[:at])
+    found = tar_index(file)
+    assert found.truncated
+    assert len(found) == (11 if how == "end mark" else 3)
+
+
+def test_a_damaged_header_in_the_middle_is_no_silent_end(folder):
+    file = folder / "000000.tar"
+    data = bytearray(file.read_bytes())
+    at = int(tar_index(file).places[3, 0, 0]) - 512
+    data[at : at + 100] = b"\xff" * 100
+    file.write_bytes(data)
+    found = tar_index(file)
+    assert found.truncated
+    assert len(found) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*truncated")
+def test_training_stops_at_a_truncated_shard_or_lists_it_and_reads_the_rest(folder):
+    file = folder / "000002.tar"
+    file.write_bytes(file.read_bytes()[: int(tar_index(file).places[4, 2, 0])])
+    spec = {"name": "shards", "path": str(folder)}
+    with pytest.raises(DataError, match=r"000002\.tar.*truncated.*\n?.*data\.on_error=skip"):
+        open_splits([spec], visual="features")
+    with pytest.raises(DataError, match=r"10\.9%"):
+        open_splits([spec], visual="features", on_error="skip")
+    (dataset,), faults = open_splits([spec], visual="features", on_error="skip", max_skipped=0.2)
+    assert len(dataset) == 57
+    assert [fault.kind for fault in faults] == ["shard_truncated"]
+
+
+def test_no_tar_a_compressed_one_and_a_missing_one_are_named(folder):
+    other = folder.parent / "other"
+    other.mkdir()
+    with pytest.raises(DataError, match="no tar files"):
+        Shards(path=str(other))
+    (other / "0.tar").write_text("<html>not found</html>")
+    with pytest.raises(DataError, match=r"0\.tar: no tar file"):
+        Shards(path=str(other))
+    with tarfile.open(other / "0.tar", "w:gz") as tar:
+        add(tar, "a.json", b"{}")
+    with pytest.raises(DataError, match="gunzip"):
+        Shards(path=str(other))
+    (folder / "000003.tar").unlink()
+    with pytest.raises(DataError, match=r"000003\.tar: missing"):
+        Shards(path=str(folder))
+    with pytest.raises(DataError, match="split 'train', not of 'val'"):
+        Shards(path=str(folder), split="val")
+
+
+def test_a_spoilt_picture_names_shard_and_item(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "a.json", b'{"id": "x", "split": "train", "captions": []}')
+        add(tar, "a.jpg", jpeg()[:60])
+    found = Shards(path=str(tmp_path))
+    with pytest.raises(DataError, match=r"0\.tar:a: image 'a'") as caught:
+        found.load_image(0)
+    assert caught.value.kind == "image_undecodable"
+    with pytest.raises(DataError, match="no features in the shard"):
+        found.load_features(0)
+
+
+def test_a_changed_shard_is_read_anew_and_not_from_what_is_remembered(folder, source, tmp_path):
+    before = Shards(path=str(folder))
+    ids = [before[i].id for i in range(11)]
+    before = Shards(path=str(folder))  # with no file open yet
+    assert list((tmp_path / "cache" / "shards").glob("*.npz"))
+    write_shards(source, tmp_path / "others", shards=6, seed=7)
+    (folder / "000000.tar").write_bytes((tmp_path / "others" / "000000.tar").read_bytes())
+    with pytest.raises(DataError, match=r"000000\.tar: the shard was changed"):
+        before[0]
+    after = Shards(path=str(folder))
+    assert [after[i].id for i in range(11)] != ids
+    after.load_image(3)
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_writes_shards_and_names_what_it_leaves_out(tiny_data, tmp_path, capsys):
+    data = tiny.write_data(tmp_path / "data", train=12, held_out=2)
+    (data / "train5.png").write_bytes(b"")
+    arguments = ["data", "shard", str(data / "tiny.jsonl"), "--out", str(tmp_path / "out"),
+                 "--shards", "3", "--features", str(data / "store")]  # fmt: skip
+    assert main(arguments) != 0
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))  # nothing half is left
+    said = capsys.readouterr()
+    assert "tiny.jsonl:6" in said.out + said.err
+    assert main([*arguments, "--on-error", "skip"]) == 1
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "train5.png" in said
+    assert "11 items in 3 shards, 1 left out" in said
+    assert len(Shards(path=str(tmp_path / "out"))) == 11
+    assert main([*arguments, "--on-error", "skip"]) != 0  # the folder is there
+    assert "is there already" in "".join(capsys.readouterr())
+    assert len(Shards(path=str(tmp_path / "out"))) == 11
+
+
+def test_more_shards_than_items_are_refused(source, tmp_path):
+    with pytest.raises(DataError, match="64 items do not fill 65 shards; --shards 64 at most"):
+        write_shards(source, tmp_path / "out", shards=65)
+    assert not (tmp_path / "out").exists()

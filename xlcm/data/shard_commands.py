@@ -1,0 +1,74 @@
+"""`xlcm data shard`: a manifest with its pictures and features into tar shards."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_shard(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare `xlcm data shard`."""
+    text = "write a split as tar shards (WebDataset) with captions, pictures and features"
+    parser = actions.add_parser("shard", help=text, description=text)
+    parser.add_argument("path", help="the manifest")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new, for the shards")
+    parser.add_argument("--split", default="train", help="which split (default: train)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--shards", type=_positive, metavar="N", help="how many: at least one for "
+                      "each loading process")  # fmt: skip
+    size.add_argument("--shard-items", type=_positive, default=1000, metavar="N",
+                      help="most items a shard (default: 1000)")  # fmt: skip
+    parser.add_argument("--langs", nargs="+", help="only captions in these (default: all)")
+    parser.add_argument("--image-root", help="what image paths start from (default: its folder)")
+    parser.add_argument("--features", metavar="PATH", help="write each item's features too")
+    parser.add_argument("--no-images", action="store_true", help="leave the pictures out")
+    parser.add_argument("--no-check", action="store_true", help="don't decode the pictures first")
+    parser.add_argument(
+        "--on-error", choices=["raise", "skip"], default="raise",
+        help="a bad picture stops, or is left out and named (default: raise)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffling (default: 0)")
+    parser.add_argument("--in-order", action="store_true", help="don't shuffle")
+    parser.set_defaults(run=_shard)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _shard(args: argparse.Namespace) -> int:
+    from xlcm.data.dataset import ManifestDataset
+    from xlcm.data.manifest import DataError
+    from xlcm.data.shard_writer import write_shards
+    from xlcm.data.tables import say
+    from xlcm.models.encoding import bar
+
+    try:
+        dataset = ManifestDataset(
+            path=args.path, split=args.split, langs=args.langs, image_root=args.image_root,
+            features=args.features,
+        )  # fmt: skip
+    except DataError:
+        raise
+    except ValueError as error:  # a wrong language
+        raise DataError(f"{args.path}: {error}") from error
+    with bar(len(dataset), "items") as advance:
+        written = write_shards(
+            dataset,
+            args.out,
+            shards=args.shards,
+            shard_items=args.shard_items,
+            seed=None if args.in_order else args.seed,
+            images=not args.no_images,
+            check=not args.no_check,
+            skip=args.on_error == "skip",
+            on_item=lambda: advance(1),
+        )
+    for message in written.skipped:
+        say(f"left out: {message}")
+    say(f"{written.folder}: {sum(written.items):,} items in {len(written.items)} shards, "
+        f"{len(written.skipped)} left out; in a config: train: {{name: shards, path: "
+        f"{written.folder}, split: {args.split}}}")  # fmt: skip
+    return 1 if written.skipped else 0

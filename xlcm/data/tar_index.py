@@ -1,0 +1,154 @@
+"""Where the samples of a tar shard lie: its headers are read once, and what they say remembered.
+
+A sample is what the WebDataset convention says: neighbouring files whose names are equal up to the
+first dot, such as `000012.json` and `000012.jpg`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from xlcm.data.manifest import DataError
+
+VERSION = 1  # of the index; a new one makes old ones void
+BLOCK = 512
+KINDS = ("pooled", "tokens", "views")
+PARTS = ("json", "txt", "image", *KINDS)
+IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "img"})
+
+
+class Place(NamedTuple):
+    """Where one file lies in its tar, in bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The samples of one tar.
+
+    Args:
+        keys: `(samples,)` bytes, the names up to the first dot.
+        places: `(samples, parts, 2)` int64 offset and size of each of `PARTS`; -1: there is none.
+        truncated: the file ends before its end mark; what is listed is whole.
+    """
+
+    keys: np.ndarray
+    places: np.ndarray
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, number: int) -> str:
+        """Return the name of a sample."""
+        return bytes(self.keys[number]).decode("utf-8", "surrogateescape")
+
+    def place(self, number: int, part: str) -> Place | None:
+        """Return where a part of a sample lies; None if it has none."""
+        offset, size = self.places[number, PARTS.index(part)].tolist()
+        return Place(offset, size) if offset >= 0 else None
+
+
+def tar_index(path: str | Path, *, remember: bool = True) -> TarIndex:
+    """Return the samples of a tar.
+
+    The result is kept in `$XLCM_CACHE/shards` (by default `~/.cache/xlcm/shards`) until the file's
+    size or time changes.
+
+    Raises:
+        DataError: if the file is no tar, or a compressed one.
+        FileNotFoundError: if there is none.
+    """
+    path = Path(path)
+    status = path.stat()
+    about = [VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("XLCM_CACHE") or Path.home() / ".cache" / "xlcm") / "shards"
+    kept = folder / f"{path.stem}-{digest}.npz"
+    if remember and kept.is_file():
+        with np.load(kept, allow_pickle=False) as found:
+            return TarIndex(found["keys"], found["places"], bool(found["truncated"]))
+    index = _scan(path, status.st_size)
+    if remember:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = kept.with_name(f".{os.getpid()}.{kept.name}")
+        np.savez(aside, keys=index.keys, places=index.places, truncated=index.truncated)
+        os.replace(aside, kept)
+    return index
+
+
+def _scan(path: Path, size: int) -> TarIndex:
+    keys: list[bytes] = []
+    samples: list[dict[str, Place]] = []
+    end = 0
+    cut = False
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                here = member.offset_data + (member.size if member.isfile() else 0)
+                end = -(-here // BLOCK) * BLOCK
+                tar.members = []  # type: ignore[attr-defined]  # or each would be kept
+                if here > size:
+                    cut = True
+                    break
+                key, part = _named(member.name)
+                if not member.isfile() or key is None:
+                    continue
+                name = key.encode("utf-8", "surrogateescape")
+                if not keys or keys[-1] != name or (part and part in samples[-1]):
+                    keys.append(name)
+                    samples.append({})
+                if part:
+                    samples[-1][part] = Place(member.offset_data, member.size)
+    except tarfile.TarError as error:
+        if not end:  # the first header
+            raise DataError(
+                f"{path}: no tar file ({error}); a compressed one must be unpacked (`gunzip`), and "
+                "one that is empty or a web page fetched again",
+                kind="shard_truncated",
+            ) from error
+        cut = True
+    cut = cut or not _has_end_mark(path, end, size)
+    if cut and samples and samples[-1].keys() != samples[0].keys():
+        keys.pop()
+        samples.pop()
+    places = np.full((len(samples), len(PARTS), 2), -1, dtype=np.int64)
+    for number, sample in enumerate(samples):
+        for part, place in sample.items():
+            places[number, PARTS.index(part)] = place
+    return TarIndex(np.array(keys, dtype=np.bytes_), places, cut)
+
+
+def _named(name: str) -> tuple[str | None, str | None]:
+    """Return the key and the part that a file's name stands for; None: none that is read."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, ending = base.partition(".")
+    if not stem or not dot:
+        return None, None
+    last = ending.lower()
+    if last in ("json", "txt"):
+        part = last
+    elif last in IMAGE_ENDINGS:
+        part = "image"
+    elif last.removesuffix(".npy") in KINDS and last.endswith(".npy"):
+        part = last.removesuffix(".npy")
+    else:
+        return folder + slash + stem, None
+    return folder + slash + stem, part
+
+
+def _has_end_mark(path: Path, end: int, size: int) -> bool:
+    """Return whether a block of zeros follows the last file, as every finished tar has it."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        return size >= end + BLOCK and not any(file.read(BLOCK))
