@@ -56,7 +56,7 @@ class TextFilling:
         config: kind, batches, languages.
 
     Attributes:
-        seen: caption id -> language and text, of all captions so far, on every process.
+        seen: caption id -> hash of its language and text, of all so far, on every process.
         cut: how many were longer than the tower reads and lost their end.
     """
 
@@ -64,7 +64,7 @@ class TextFilling:
     encoder: TextEncoder
     writer: FeatureWriter
     config: EncodeConfig
-    seen: dict[str, tuple[str, str]] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
     cut: int = 0
 
     def add(self, dataset: Dataset) -> None:
@@ -92,7 +92,7 @@ class TextFilling:
             for caption in item.captions:
                 if self.config.langs is not None and caption.lang not in self.config.langs:
                     continue
-                said = caption.lang, caption.text
+                said = hash((caption.lang, caption.text))
                 if self.seen.setdefault(caption.id, said) != said:
                     raise DataError(f"{item.where or dataset.name}: caption id {caption.id!r} has "
                                     "another text than before: encode them into folders of their "

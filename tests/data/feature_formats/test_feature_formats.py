@@ -303,6 +303,23 @@ def test_ids_that_do_not_fit_the_rows_are_told(tmp_path, ids, said):
         open_features(tmp_path / "x.npy")
 
 
+@pytest.mark.parametrize("write", [*EITHER, lmdb_bare])
+def test_ids_for_features_that_have_keys_are_refused(tmp_path, write):
+    with pytest.raises(DataError, match="knows its own keys; leave the file of ids"):
+        open_features(write(tmp_path, pooled()), ids=text(tmp_path / "ids", IDS))
+
+
+def test_a_matrix_in_safetensors_takes_its_ids_from_a_file(tmp_path):
+    save_file({"values": torch.from_numpy(matrix(pooled()))}, tmp_path / "x.safetensors")
+    text(tmp_path / "x.ids.txt", IDS)
+    check(open_features(tmp_path / "x.safetensors"), pooled(), "pooled")
+
+
+def test_a_bfloat16_tensor_is_read(tmp_path):
+    save_file({"a": torch.ones(DIM, dtype=torch.bfloat16)}, tmp_path / "x.safetensors")
+    assert torch.equal(open_features(tmp_path / "x.safetensors")["a"], torch.ones(DIM))
+
+
 # -- BigFile -------------------------------------------------------------------------------------
 
 
@@ -398,7 +415,7 @@ def test_a_path_of_no_known_format_is_told(tmp_path):
     for name in ("empty", "gone"):
         with pytest.raises(DataError, match=r"is no feature store"):
             open_features(tmp_path / name)
-    with pytest.raises(DataError, match="leave the file of ids out"):
+    with pytest.raises(DataError, match="leave the file of ids, x, out"):
         open_features(bigfile(tmp_path / "empty", rows()), ids="x")
 
 

@@ -21,6 +21,7 @@ from xlcm.data.feature_formats.base import (
     kind_of,
     numbered,
     plain,
+    refuse_ids,
 )
 from xlcm.data.feature_formats.ids import array_ids, find_ids, load_array, read_ids
 from xlcm.data.features import Kind
@@ -103,6 +104,7 @@ class NpzReader(MatrixReader):
             if "scale" in names:
                 self._scale = self._entry("scale").astype(np.float32)
         elif names:
+            refuse_ids(path, ids)
             self._values = None
             self._open()
             places = {name: name for name in names}
@@ -186,8 +188,9 @@ class SafetensorsReader(MatrixReader):
             places: dict[str, Any] = dict(
                 numbered(read_ids(file), len(self._matrix), str(path), str(file))
             )
-            kind, dim = kind_of(self._matrix[0], f"{path}: {self._values!r}")
+            kind, dim = kind_of(np.empty(self._matrix.shape[1:]), f"{path}: {self._values!r}")
         elif names:
+            refuse_ids(path, ids)
             self._values = None
             places = {name: name for name in names}
             kind, dim = kind_of(self._read(names[0]), f"{path}: {names[0]!r}")

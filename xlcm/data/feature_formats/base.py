@@ -222,6 +222,16 @@ def first_of(names: Sequence[str], known: Sequence[str]) -> str | None:
     return next((lowered[name] for name in names if name in lowered), None)
 
 
+def refuse_ids(path: Path, ids: Path | None) -> None:
+    """Refuse a file of ids where the features have keys of their own.
+
+    Raises:
+        DataError: if one is given.
+    """
+    if ids is not None:
+        raise DataError(f"{path} knows its own keys; leave the file of ids, {ids}, out")
+
+
 def numbered(ids: Sequence[str], count: int, where: str, ids_from: str) -> dict[str, int]:
     """Return id -> row.
 

@@ -17,6 +17,7 @@ from xlcm.data.feature_formats.base import (
     first_of,
     kind_of,
     numbered,
+    refuse_ids,
 )
 from xlcm.data.feature_formats.ids import array_ids, find_ids, read_ids
 from xlcm.data.manifest import DataError
@@ -63,6 +64,7 @@ class HDF5Reader(FeatureReader):
             value = root[self._values]
             kind, dim = kind_of(value[0] if len(value) else np.empty(value.shape[1:]), str(path))
         else:
+            refuse_ids(path, ids)
             self._values = None
             places = {name: name for name in names}
             first = root[names[0]]

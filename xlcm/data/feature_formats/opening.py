@@ -15,7 +15,7 @@ from xlcm.data.feature_formats.arrays import (
     NpzReader,
     SafetensorsReader,
 )
-from xlcm.data.feature_formats.base import FeatureReader
+from xlcm.data.feature_formats.base import FeatureReader, refuse_ids
 from xlcm.data.feature_formats.bigfile import BigFileReader
 from xlcm.data.feature_formats.hdf5 import HDF5Reader
 from xlcm.data.feature_formats.lmdb import LMDBReader
@@ -51,10 +51,8 @@ def open_features(
 
 def _open(path: Path, ids: Path | None) -> FeatureStore:
     if path.is_dir():
-        found = _open_folder(path)
-        if ids is not None:
-            raise DataError(f"{path} knows its own keys; leave the file of ids out")
-        return found
+        refuse_ids(path, ids)
+        return _open_folder(path)
     ending = path.suffix.lower()
     if ending in PICKLES:
         raise DataError(
@@ -71,6 +69,7 @@ def _open(path: Path, ids: Path | None) -> FeatureStore:
         if ending == ".safetensors":
             return SafetensorsReader(path, ids)
         if ending in (".lmdb", ".mdb"):
+            refuse_ids(path, ids)
             return LMDBReader(path)
         raise DataError(f"{path}: features can't be told by the ending {ending!r}; known are .npy, "
                         f".npz, .safetensors, .lmdb, {', '.join(HDF5)}, and folders")  # fmt: skip
