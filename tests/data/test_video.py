@@ -114,6 +114,39 @@ def test_an_mp4_whose_index_comes_first_is_told_to_be_cut_short(tmp_path):
     assert "cut short: " in message or "can't be decoded" in message
 
 
+def test_whatever_byte_is_damaged_there_are_frames_or_a_message(tmp_path):
+    random = np.random.default_rng(0)
+    read = told = 0
+    for name in ("v.mp4", "v.mkv"):
+        whole = np.frombuffer(write(tmp_path / name, 20).read_bytes(), dtype=np.uint8)
+        for number in range(30):
+            damaged = whole.copy()
+            places = random.integers(0, len(whole), (1, 10, 200)[number % 3])
+            damaged[places] = random.integers(0, 256, len(places))
+            (tmp_path / name).write_bytes(damaged.tobytes())
+            try:
+                read += len(load_frames(tmp_path / name, FrameSampling(count=2))) > 0
+            except DataError:
+                told += 1
+    assert read + told == 60
+    assert read > 5
+    assert told > 5
+
+
+def test_a_title_that_is_not_utf8_hides_no_video(tmp_path):
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "a dull title"
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), 2, np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace(b"a dull title", b"a d\xfcll title"))
+    assert numbers(load_frames(path, FrameSampling())) == [0]
+
+
 def test_sound_alone_and_a_video_without_frames_are_told(tmp_path):
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)

@@ -91,8 +91,14 @@ def load_frames(
         stamps, seconds = _stamps(av, path, name)
         wanted = [stamps[i] for i in sampling.choose(seconds)]
         return _decode(av, path, wanted, name)
-    except av.error.FFmpegError as error:
-        _fail(name, f"can't be decoded: {error}; was its download cut short?", error)
+    except DataError:
+        raise
+    except MemoryError:
+        raise
+    # beside FFmpegError, broken headers lead to a few types of PyAV's own
+    except Exception as error:
+        _fail(name, f"can't be decoded: {error or type(error).__name__}; was its download cut "
+              "short?", error)  # fmt: skip
 
 
 def _av() -> ModuleType:
@@ -104,11 +110,15 @@ def _av() -> ModuleType:
 
 
 def _open(av: ModuleType, path: Path, name: str) -> tuple[Any, Any]:
-    container = av.open(str(path))
+    # titles in old files are often in Latin-1
+    container = av.open(str(path), metadata_errors="replace")
     if not container.streams.video:
         container.close()
         _fail(name, "there is no video in this file")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        container.close()
+        _fail(name, "no decoder is known for this video")
     stream.codec_context.thread_count = 1  # workers share the cores already
     return container, stream
 
@@ -117,8 +127,9 @@ def _stamps(av: ModuleType, path: Path, name: str) -> tuple[list[int], list[floa
     """Return when each frame is shown, in the stream's ticks and in seconds from the first."""
     container, stream = _open(av, path, name)
     with container:
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-        stamps = sorted({p.pts for p in packets if p.pts is not None})
+        packets = [p for p in container.demux(stream) if p.size]
+        # those before the first shown frame of a clip that was cut out of a video are never shown
+        stamps = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
         promised, tick = stream.frames, float(stream.time_base)
     if not packets:
         _fail(name, "it has no frames", kind="image_empty")
