@@ -137,7 +137,10 @@ def test_a_language_a_file_meets_at_the_picture(tmp_path):
 def test_splits_come_from_files_and_globs(tmp_path):
     for name in ("a0.csv", "a1.csv", "b.csv"):
         put(tmp_path, name, f"id,t\n{name},A boat.\n")
-    command(tmp_path, "--files", "train=a*.csv", "test=b.csv", "--id", "id", "--captions", "en=t")
+    for path in ("a*.csv", str(tmp_path / "a*.csv")):
+        command(tmp_path, "--files", f"train={path}", "test=b.csv", "--id", "id", "--captions",
+                "en=t")  # fmt: skip
+        assert list(items(tmp_path)) == ["a0.csv", "a1.csv", "b.csv"]
     assert [item.split for item in items(tmp_path).values()] == ["train", "train", "test"]
 
 
@@ -210,7 +213,9 @@ def test_data_that_is_no_whole_picture_stops_with_its_line_or_is_dropped_with_it
     assert "p.csv:3: picture 'b'" in capsys.readouterr().err
     assert command(tmp_path, *words, "--bad-pictures", "drop") == 0
     assert list(items(tmp_path)) == ["a"]
-    assert "1 are no pictures and were dropped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 are no pictures and were dropped" in said
+    assert "1 rows whose picture can't be read were left out" in said
     assert [p.name for p in (tmp_path / "out" / "m_images").iterdir()] == ["a.jpg"]
 
 

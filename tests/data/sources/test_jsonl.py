@@ -137,10 +137,11 @@ def test_cclm_files_become_pictures_and_linked_translations(tmp_path):
 def test_cclm_pictures_may_be_paths(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(picture())
-    put(tmp_path / "f.json", [{"image": "a.jpg", "caption": {"en": "a boat"}}])
+    put(tmp_path / "f.json", [{"image": "a.jpg", "caption": "a boat"}])
     assert command("cclm", tmp_path, "--paths", "--image-key", "image", "--images",
                    str(tmp_path / "photos")) == 0  # fmt: skip
     assert items(tmp_path)["f-1"].image == "../photos/a.jpg"
+    assert items(tmp_path)["f-1"].captions[0].lang == "en"
 
 
 def test_a_cut_off_cclm_file_stops_before_a_manifest_is_written(tmp_path, capsys):

@@ -15,8 +15,8 @@ from xlcm.data.sources.columns import (
     pairs,
     read_files,
 )
-from xlcm.data.sources.gathering import Row
 from xlcm.data.sources.jsonl import read_objects
+from xlcm.data.sources.row_captions import Row
 from xlcm.data.sources.text_lines import find
 
 
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         image=args.image_key if args.paths else None,
         picture=None if args.paths else args.image_key,
         one_split="train",
+        one_lang=args.source_lang,
         mt_from=args.source_lang,
         engine=args.engine,
         lang_names=pairs(args.lang_names, "--lang-names"),

@@ -201,7 +201,8 @@ class Packing:
                 image: str | None = f"{number}.jpg"
                 if self._saved is not None:
                     image = self._saved[split, number]
-                if image is None:  # data that is no picture
+                if image is None:
+                    self.skipped.add(where, "pictures that can't be read")
                     by_picture.pop(number, None)
                     continue
                 # a picture of two splits is told as a leak, by its key

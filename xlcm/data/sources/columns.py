@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, get_args
 
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError
+from xlcm.data.sources.text_lines import find_all
 from xlcm.registry import nearest
 from xlcm.types import Origin
 
@@ -149,6 +151,8 @@ def read_layout(args: argparse.Namespace) -> Layout:
                         "--id @row makes each row an item")  # fmt: skip
     if args.image is not None and picture is not None:
         raise DataError("--image and --picture-data: pictures are files, or they are in the rows")
+    if picture is not None and args.images is not None:
+        raise DataError("--images and --picture-data: pictures are files, or they are in the rows")
     if args.lang is not None and args.lang_column is not None:
         raise DataError("--lang and --lang-column: one language, or one a row")
     split = args.split or ("train" if args.hold_out else None)
@@ -250,7 +254,7 @@ def read_files(words: Sequence[str], root: str | Path) -> list[File]:
             check_lang(lang, f"--files {option}")
         names = [path]
         if any(mark in path for mark in "*?["):
-            names = sorted(p.relative_to(root).as_posix() for p in Path(root).glob(path))
+            names = [os.path.relpath(found, root) for found in find_all(root, path)]
         if not names:
             raise DataError(f"{Path(root) / path}: no file is called so")
         files += [File(name, split or None, lang or None) for name in names]

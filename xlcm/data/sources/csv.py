@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.columns import add_columns
-from xlcm.data.sources.gathering import Row
+from xlcm.data.sources.row_captions import Row
 from xlcm.data.sources.text_lines import iter_lines
 
 TAB_ENDINGS = (".tsv", ".tab")

@@ -9,7 +9,7 @@ from typing import Any
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.columns import Layout, add_columns, read_layout
-from xlcm.data.sources.gathering import Row
+from xlcm.data.sources.row_captions import Row
 from xlcm.registry import nearest
 
 

@@ -18,8 +18,9 @@ from xlcm.data.sources.columns import (
     read_files,
     read_layout,
 )
-from xlcm.data.sources.gathering import Row, gather, identity
+from xlcm.data.sources.gathering import gather, identity
 from xlcm.data.sources.pictures import PictureFolder, safe_name
+from xlcm.data.sources.row_captions import Row
 from xlcm.data.sources.text_lines import find
 from xlcm.types import Item
 
@@ -94,7 +95,7 @@ def run_rows(
         args.images = str(folder.folder)
 
     def items() -> Iterator[Item]:
-        return gather(rows(), layout, on_empty=skipped.add, pictures=pictures)
+        return gather(rows(), layout, on_skip=skipped.add, pictures=pictures)
 
     plan = Plan(
         name=args.source,
