@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,7 @@ from xlcm.data.images import load_image
 from xlcm.data.manifest import DataError, to_line
 from xlcm.data.shards import INDEX
 from xlcm.data.tar_index import IMAGE_ENDINGS
+from xlcm.types import Item
 
 VERSION = 1
 Part = tuple[str, bytes]  # ending of the name, content
@@ -71,49 +73,108 @@ def write_shards(
     Raises:
         DataError: if the folder exists, there are fewer items than shards, or an item is bad.
     """
-    out = Path(out)
-    if out.exists():
-        raise DataError(f"{out} is there already; give another --out, or remove it")
     count = len(dataset)
     number = shards or math.ceil(count / shard_items)
     if count < number:
         raise DataError(f"{dataset.name}: {count} items do not fill {number} shards; "
                         f"--shards {count} at most")  # fmt: skip
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    aside.mkdir()
-    written = Written(out)
-    try:
-        listed = []
-        serial = 0
-        for shard, chosen in enumerate(np.array_split(order, number)):
-            file = f"{shard:06d}.tar"
-            here = 0
-            with tarfile.open(aside / file, "w", format=tarfile.PAX_FORMAT) as tar:
-                for index in chosen.tolist():
-                    try:
-                        parts = list(_parts(dataset, index, images, check))
-                    except DataError as error:
-                        if not skip:
-                            raise
-                        written.skipped.append(str(error))
-                    else:
-                        _add(tar, f"{serial:09d}", parts)
-                        serial, here = serial + 1, here + 1
-                    on_item()
-            listed.append({"file": file, "items": here})
-            written.items.append(here)
-        if not serial:
-            raise DataError(f"{dataset.name}: none of its {count} items can be written; the first: "
-                            f"{written.skipped[0]}")  # fmt: skip
-        known = {"version": VERSION, "split": dataset.split, "items": serial, "shards": listed}
-        (aside / INDEX).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        os.rename(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return written
+    with ShardWriter(out, dataset.split) as writer:
+        for chosen in np.array_split(order, number):
+            writer.begin()
+            for index in chosen.tolist():
+                try:
+                    parts = list(_parts(dataset, index, images, check))
+                except DataError as error:
+                    if not skip:
+                        raise
+                    writer.skipped.append(str(error))
+                else:
+                    writer.add(parts)
+                on_item()
+    return Written(writer.folder, writer.items, writer.skipped)
+
+
+class ShardWriter:
+    """Writes tar shards into a folder aside, which gets its name when all of it is there.
+
+    Use it as `with ShardWriter(folder, "train") as writer:`, and `begin` each shard.
+
+    Args:
+        folder: the new folder.
+        split: of all items.
+
+    Attributes:
+        items: in each shard.
+        skipped: messages of items that were left out.
+
+    Raises:
+        DataError: if the folder exists; at the end, if no item was written.
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        self.folder = Path(folder)
+        self.split = split
+        self.items: list[int] = []
+        self.skipped: list[str] = []
+        self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> ShardWriter:
+        if self.folder.exists():
+            raise DataError(f"{self.folder} is there already; give another --out, or remove it")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._aside = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        self._aside.mkdir()
+        return self
+
+    def begin(self) -> None:
+        """End the shard that is open and begin the next one."""
+        self._end()
+        path = self._aside / _file(len(self.items))
+        self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self.items.append(0)
+
+    def add(self, parts: Sequence[Part]) -> None:
+        """Write the files of one item."""
+        assert self._tar is not None, "begin a shard first"
+        key = f"{sum(self.items):09d}"
+        for ending, data in parts:
+            member = tarfile.TarInfo(f"{key}.{ending}")
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
+        self.items[-1] += 1
+
+    def _end(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._end()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _finish(self) -> None:
+        if not sum(self.items):
+            first = f"; the first: {self.skipped[0]}" if self.skipped else ""
+            raise DataError(f"{self.folder}: no item can be written{first}")
+        listed = [{"file": _file(n), "items": items} for n, items in enumerate(self.items)]
+        known = {"version": VERSION, "split": self.split, "items": sum(self.items)}
+        text = json.dumps({**known, "shards": listed}, indent=1) + "\n"
+        (self._aside / INDEX).write_text(text, encoding="utf-8")
+        os.rename(self._aside, self.folder)
+
+
+def _file(number: int) -> str:
+    return f"{number:06d}.tar"
 
 
 def _parts(dataset: ManifestDataset, index: int, images: bool, check: bool) -> Iterator[Part]:
@@ -123,7 +184,7 @@ def _parts(dataset: ManifestDataset, index: int, images: bool, check: bool) -> I
         DataError: naming the manifest's line, if one can't be had.
     """
     item = dataset[index]
-    yield "json", to_line(replace(item, image=None, video=None), item.where)
+    yield json_part(item)
     if images:
         yield _picture(dataset, index, check)
     if dataset.store is not None:
@@ -132,6 +193,11 @@ def _parts(dataset: ManifestDataset, index: int, images: bool, check: bool) -> I
             yield f"{'pooled' if found.ndim == 1 else 'tokens'}.npy", _npy([found])
         else:
             yield "views.npy", _npy(found, stack=True)
+
+
+def json_part(item: Item) -> Part:
+    """Return the manifest line of an item, without the paths that a shard has no use for."""
+    return "json", to_line(replace(item, image=None, video=None), item.where)
 
 
 def _picture(dataset: ManifestDataset, index: int, check: bool) -> Part:
@@ -157,10 +223,3 @@ def _npy(values: Sequence[Tensor], stack: bool = False) -> bytes:
     arrays = [value.numpy() for value in values]
     np.save(out, np.stack(arrays) if stack else arrays[0], allow_pickle=False)
     return out.getvalue()
-
-
-def _add(tar: tarfile.TarFile, key: str, parts: Sequence[Part]) -> None:
-    for ending, data in parts:
-        member = tarfile.TarInfo(f"{key}.{ending}")
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
