@@ -14,6 +14,7 @@ from pathlib import Path
 
 COMMANDS = {
     "data": ("xlcm.data.commands", "check, count, import manifests; train a tokenizer"),
+    "translate": ("xlcm.translation.commands", "captions in further languages, by machine"),
     "evaluate": ("xlcm.evaluation.commands", "recall by language of a saved model"),
     "schema": ("xlcm.schema", "JSON schema of the configs, for editors"),
 }

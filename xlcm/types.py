@@ -26,6 +26,8 @@ class Caption:
         engine: the machine that made it, for `mt` and `back`.
         noise: the kinds of known corruption in it, where they are known (scenes); the same
             words as in `xlcm.data.scenes.NOISE_KINDS`.
+        quality: signals of how good a translation it is, (name, number or word) each; the
+            names are those of `xlcm.translation.quality`.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Caption:
     of: str | None = None
     engine: str | None = None
     noise: tuple[str, ...] = ()
+    quality: tuple[tuple[str, float | str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from xlcm.types import Caption, Item
 REQUIRED_ITEM = ("id", "split", "captions")
 ITEM_KEYS = frozenset({*REQUIRED_ITEM, "image", "video", "features"})
 REQUIRED_CAPTION = ("id", "lang", "text")
-CAPTION_KEYS = frozenset({*REQUIRED_CAPTION, "origin", "of", "engine", "noise"})
+CAPTION_KEYS = frozenset({*REQUIRED_CAPTION, "origin", "of", "engine", "noise", "quality"})
 ORIGINS = frozenset({"human", "mt", "back"})
 BOM = b"\xef\xbb\xbf"
 
@@ -141,11 +141,21 @@ def _caption(row: Any, where: str, position: int) -> Caption:
     if type(origin) is not str or origin not in ORIGINS:
         _fail(where, f"captions[{position}].origin must be one of human, mt, back, got {origin!r}"
               + nearest(str(origin), ORIGINS))  # fmt: skip
-    if noise is None:
+    quality = get("quality")
+    if noise is None and quality is None:
         return Caption(identity, lang, text, origin, of, engine)  # type: ignore[arg-type]
-    if type(noise) is not list or not all(type(kind) is str for kind in noise):
+    if noise is not None and (
+        type(noise) is not list or not all(type(kind) is str for kind in noise)
+    ):
         _fail(where, f"captions[{position}].noise must be a list of words, got {noise!r}")
-    return Caption(identity, lang, text, origin, of, engine, tuple(noise))  # type: ignore[arg-type]
+    if quality is not None and (
+        type(quality) is not dict
+        or not all(type(value) in (int, float, str) for value in quality.values())
+    ):
+        got = _kind(quality)
+        _fail(where, f"captions[{position}].quality must be names with numbers or words, got {got}")
+    signals = tuple((quality or {}).items())
+    return Caption(identity, lang, text, origin, of, engine, tuple(noise or ()), signals)  # type: ignore[arg-type]
 
 
 def _unknown(row: dict[str, Any], known: frozenset[str], where: str, inside: str) -> NoReturn:
@@ -357,6 +367,7 @@ def to_line(item: Item, where: str = "") -> bytes:
             "id": caption.id, "lang": caption.lang, "text": caption.text, "origin": caption.origin,
             **{k: v for k in ("of", "engine") if (v := getattr(caption, k)) is not None},
             **({"noise": list(caption.noise)} if caption.noise else {}),
+            **({"quality": dict(caption.quality)} if caption.quality else {}),
         }
         for caption in item.captions
     ]  # fmt: skip

@@ -1,0 +1,114 @@
+"""The seq2seq engine: what the model itself would write, in the languages that were asked for."""
+
+import pytest
+import torch
+from small_translators import m2m, marian
+
+from xlcm.config import ConfigError, build
+from xlcm.translation.codes import model_code
+from xlcm.translation.engines import engines
+from xlcm.translation.seq2seq import Seq2Seq
+
+TEXTS = ["a red dog stands here", "two blue house", "a red dog in the garden stands here a dog"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return m2m(tmp_path_factory.mktemp("m2m") / "small")
+
+
+def by_hand(folder, texts, source, target, beams):
+    """Translate one text at a time, as the model's documentation says."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer.src_lang = source
+    out = []
+    for text in texts:
+        made = network.generate(
+            **tokenizer(text, return_tensors="pt"), num_beams=beams, max_new_tokens=12,
+            forced_bos_token_id=tokenizer.get_lang_id(target),
+        )  # fmt: skip
+        out.append(tokenizer.batch_decode(made, skip_special_tokens=True)[0])
+    return out
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_batch_is_translated_as_each_text_by_hand(model, beams):
+    engine = Seq2Seq(model=str(model), beams=beams, max_new_tokens=12)
+    found = engine.translate(TEXTS, "en", "de")
+    assert found == by_hand(model, TEXTS, "en", "de", beams)
+    assert len(set(found)) > 1
+    assert all(found)
+
+
+def test_the_target_language_reaches_the_model(model):
+    engine = Seq2Seq(model=str(model), beams=1, max_new_tokens=12)
+    assert engine.translate(TEXTS, "en", "de") != engine.translate(TEXTS, "en", "fr")
+
+
+def test_where_memory_runs_out_the_batch_is_halved(model, monkeypatch):
+    engine = Seq2Seq(model=str(model), beams=1, max_new_tokens=12)
+    expected = engine.translate(TEXTS, "en", "de")
+    generate, sizes = Seq2Seq._generate_at_once, []
+
+    def small(self, texts, forced):
+        sizes.append(len(texts))
+        if len(texts) > 1:
+            raise torch.OutOfMemoryError
+        return generate(self, texts, forced)
+
+    monkeypatch.setattr(Seq2Seq, "_generate_at_once", small)
+    assert engine.translate(TEXTS, "en", "de") == expected
+    assert sizes == [3, 1, 2, 1, 1]
+
+
+def test_texts_that_are_too_long_are_counted(model):
+    engine = Seq2Seq(model=str(model), beams=1, max_new_tokens=4)
+    engine.translate(["a red dog " * 40, "a dog"], "en", "de")
+    assert engine.cut == 1
+
+
+def test_marian_has_a_model_for_each_pair(tmp_path):
+    marian(tmp_path / "en-de", seed=1), marian(tmp_path / "de-en", seed=2)
+    pattern = str(tmp_path / "{source}-{target}" / "model")
+    engine = build(engines, {"name": "seq2seq", "model": pattern, "beams": 1, "max_new_tokens": 8})
+    engine.check("en", "de")
+    there, back = (engine.translate(TEXTS, *pair) for pair in (("en", "de"), ("de", "en")))
+    assert there != back
+    assert engine.translate(TEXTS, "en", "de") == there
+    with pytest.raises(OSError, match="en-fr"):
+        engine.check("en", "fr")
+
+
+def test_a_language_that_the_model_lacks_is_named(model):
+    engine = Seq2Seq(model=str(model))
+    with pytest.raises(ConfigError, match=r"no 'zh-Hant'.*codes"):
+        engine.check("en", "zh-Hant")
+    with pytest.raises(ConfigError, match=r"no token '__xx__' for 'de'"):
+        Seq2Seq(model=str(model), codes={"de": "xx"}).check("en", "de")
+
+
+@pytest.mark.parametrize(
+    ("lang", "family", "code"),
+    [("zh", "nllb", "zho_Hans"), ("zh-Hant", "nllb", "zho_Hant"), ("sw", "nllb", "swh_Latn"),
+     ("nb", "m2m", "no"), ("ja", "mbart50", "ja_XX"), ("pt-BR", "mbart50", "pt_XX"),
+     ("zh-Hant", "madlad", "zh_Hant"), ("de", "marian", "de")],
+)  # fmt: skip
+def test_languages_have_the_codes_of_the_families(lang, family, code):
+    assert model_code(lang, family) == code
+
+
+def test_the_table_agrees_with_the_tokenizers_of_transformers():
+    from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES as M2M
+    from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART
+    from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
+
+    from xlcm.data.languages import language_fault
+    from xlcm.translation.codes import CODES
+
+    assert [lang for lang in CODES if language_fault(lang)] == []
+    for column, known in ((1, NLLB), (2, M2M["m2m100"]), (3, MBART)):
+        used = {row[column] for row in CODES.values()} - {"-"}
+        assert sorted(used - set(known)) == []

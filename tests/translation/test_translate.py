@@ -1,0 +1,231 @@
+"""Translating a manifest: nothing lost, nothing doubled, however often it is stopped and by how many."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from xlcm.cli import main as xlcm
+from xlcm.config import ConfigError, check
+from xlcm.data.check import check_manifest
+from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
+from xlcm.translation.memory import Memory
+from xlcm.translation.scenes_table import ScenesTable
+from xlcm.translation.settings import TranslateConfig
+from xlcm.translation.translate import translate
+from xlcm.types import Caption, Item
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COLOURS = ("red", "blue", "green", "yellow")
+SHOUT = (
+    "import sys, time\n"
+    "lines = sys.stdin.read().splitlines()\n"
+    "with open({log!r}, 'a') as log:\n"
+    "    log.write(''.join(sys.argv[1] + ' ' + line + '\\n' for line in lines))\n"
+    "time.sleep({pause})\n"
+    "for line in lines:\n"
+    "    print(sys.argv[1] + ': ' + line)\n"
+)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Forty items of which ten share a caption, one has a blank one and one a line break."""
+    path = tmp_path / "in.jsonl"
+    with ManifestWriter(path) as writer:
+        for i in range(40):
+            number = i % 30
+            text = f"A {COLOURS[number % 4]} fish and {'two ' * (number // 4)}trees {number}."
+            text = {35: " ", 36: "A red\nfish."}.get(i, text)
+            captions = [Caption(f"{i}#0", "en", text), Caption(f"{i}#de", "de", "Ein Fisch.")]
+            writer.write(Item(f"{i}", "test" if i < 5 else "train", tuple(captions)))
+    return path
+
+
+def config(where, **changes):
+    given = {
+        "manifest": str(where), "output": str(where.with_name("out.jsonl")),
+        "engine": {"name": "scenes_table"}, "targets": ["fr"], "quality": [], "batch_size": 4,
+    }  # fmt: skip
+    return given | changes
+
+
+def run(given):
+    """Translate in this process, as one of several if it is in the pool."""
+    tiny.forget_processes()
+    from accelerate import Accelerator
+
+    return dict(translate(check(TranslateConfig, given), Accelerator()))
+
+
+def run_in_pool(given):
+    processes = tiny.join_pool()
+    run(given)
+    return processes
+
+
+def shouting(folder, pause=0.0):
+    """Return the config of an engine that writes down what it is asked."""
+    script = folder / "shout.py"
+    script.write_text(SHOUT.format(log=str(folder / "asked.txt"), pause=pause))
+    line = f"{sys.executable} {script} {{source}}-{{target}}"
+    return {"name": "command", "command": line, "label": "shout"}
+
+
+def asked(folder):
+    path = folder / "asked.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_translations_and_their_way_back_join_the_captions(manifest):
+    counts = run(config(manifest, targets=["fr", "de"]))
+    assert counts["blank"] == 2  # one caption, two languages
+    assert counts["mt fr"] == counts["mt de"] == 39
+    assert counts["back en"] == 78
+    engine, items = ScenesTable(), list(read_manifest(manifest.with_name("out.jsonl")))
+    for before, item in zip(read_manifest(manifest), items, strict=True):
+        assert item.captions[:2] == before.captions
+        if item.id == "35":
+            assert len(item.captions) == 2
+            continue
+        french, back = item.captions[2:4]
+        source = " ".join(item.captions[0].text.split())
+        assert french.text == engine.translate([source], "en", "fr")[0]
+        assert back.text == engine.translate([french.text], "fr", "en")[0]
+        assert (french.origin, french.of, french.engine) == ("mt", before.captions[0].id, "scenes-table")  # fmt: skip
+        assert (back.origin, back.of, back.lang) == ("back", french.id, "en")
+    report = check_manifest(manifest.with_name("out.jsonl"), images=False)
+    assert report.counts["duplicate_caption"] == report.counts["of_nowhere"] == 0
+
+
+def test_equal_texts_are_translated_once(manifest, tmp_path):
+    run(config(manifest, engine=shouting(tmp_path), back=False))
+    lines = asked(tmp_path)
+    assert len(lines) == len(set(lines)) == 31
+    fish = [c.text for i in read_manifest(tmp_path / "out.jsonl") for c in i.captions[2:]]
+    assert len(fish) == 39
+
+
+def test_only_the_splits_and_origins_that_were_asked_for(manifest):
+    assert run(config(manifest, splits=["test"], back=False))["mt fr"] == 5
+    with pytest.raises(DataError, match=r"no caption in 'en' of origin mt.*nothing to translate"):
+        run(config(manifest, origins=["mt"]))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_write_the_manifest_of_one(manifest, tmp_path, processes, world):
+    run(config(manifest))
+    alone = (tmp_path / "out.jsonl").read_bytes()
+    other = config(manifest, output=str(tmp_path / "shared.jsonl"), engine=shouting(tmp_path))
+    assert processes.run(world, run_in_pool, other) == [world] * world
+    lines = asked(tmp_path)
+    assert len(lines) == len(set(lines)) == 62
+    table = config(manifest, output=str(tmp_path / "again.jsonl"))
+    processes.run(world, run_in_pool, table)
+    assert (tmp_path / "again.jsonl").read_bytes() == alone
+
+
+def test_a_run_that_was_killed_goes_on_without_a_lost_or_doubled_line(manifest, tmp_path):
+    """Killed with SIGKILL at several moments; a batch that was under way is all that is redone."""
+    slow = config(manifest, engine=shouting(tmp_path, pause=0.1))
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(slow))
+    command = [sys.executable, str(REPOSITORY / "recipes" / "translate.py"), str(path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
+    kills = 0
+    for more in (3, 9, 5):
+        goal = len(asked(tmp_path)) + more
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        while child.poll() is None and len(asked(tmp_path)) < goal:
+            time.sleep(0.005)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+        assert not (tmp_path / "out.jsonl").exists()
+    assert kills == 3
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    lines = asked(tmp_path)
+    assert len(set(lines)) == 62
+    assert len(lines) <= 62 + 4 * kills  # one batch of four each
+    ids = [c.id for item in read_manifest(tmp_path / "out.jsonl") for c in item.captions]
+    assert len(ids) == len(set(ids)) == 80 + 2 * 39
+    made = {c.text for i in read_manifest(tmp_path / "out.jsonl") for c in i.captions if c.of}
+    assert all(text.startswith(("en-fr: ", "fr-en: ")) for text in made)
+
+
+def test_a_finished_run_is_not_made_again_and_its_output_can_be_its_input(manifest, tmp_path):
+    run(config(manifest, engine=shouting(tmp_path)))
+    first, lines = (tmp_path / "out.jsonl").read_bytes(), asked(tmp_path)
+    counts = run(config(manifest, manifest=str(tmp_path / "out.jsonl"), engine=shouting(tmp_path)))
+    assert counts["there before"] == 78
+    assert asked(tmp_path) == lines
+    assert (tmp_path / "out.jsonl").read_bytes() == first
+
+
+def test_another_engine_does_not_go_on_with_a_memory(manifest, tmp_path):
+    run(config(manifest))
+    with pytest.raises(DataError, match=r"another engine.*delete this folder"):
+        run(config(manifest, engine=shouting(tmp_path)))
+    again = config(manifest, manifest=str(tmp_path / "out.jsonl"), engine=shouting(tmp_path),
+                   memory=str(tmp_path / "other"))  # fmt: skip
+    with pytest.raises(DataError, match=r"out\.jsonl:1: caption id '0#0\.fr' is taken"):
+        run(again)
+
+
+def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
+    memory = Memory(tmp_path / "m", {"name": "x"})
+    memory.add("en", "de", ["a\ud800", "b"], ["A", "B"])
+    memory.close()
+    (file,) = (tmp_path / "m").glob("*.jsonl")
+    whole = file.read_bytes()
+    for cut in range(len(whole)):
+        file.write_bytes(whole[:cut])
+        again = Memory(tmp_path / "m", {"name": "x"})
+        assert len(again) == whole[:cut].count(b"\n")
+    file.write_bytes(whole.replace(b'["en"', b"[en", 1))
+    with pytest.raises(DataError, match=rf"{file.name}:1: damaged.*delete this line"):
+        Memory(tmp_path / "m", {"name": "x"})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("print('only one')", "wrote 1 lines for 4"),
+        ("import sys; sys.exit('no key')", "exit code 1: no key"),
+        ("import time; time.sleep(9)", "not done after"),
+        (r"import sys; sys.stdout.buffer.write(b'\xff\n' * 4)", "no UTF-8"),
+    ],
+)
+def test_a_command_that_fails_stops_the_run_and_says_why(manifest, tmp_path, body, message):
+    (tmp_path / "bad.py").write_text(body)
+    line = f"{sys.executable} {tmp_path / 'bad.py'}"
+    engine = {"name": "command", "command": line, "label": "x", "tries": 1, "timeout_s": 1.0}
+    with pytest.raises(DataError, match=message):
+        run(config(manifest, engine=engine))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_wrong_language_stops_before_anything_is_written(manifest, tmp_path):
+    with pytest.raises(ConfigError, match=r"no grammar for 'pt'"):
+        run(config(manifest, targets=["pt"]))
+    with pytest.raises(ConfigError, match="did you mean 'cs'"):
+        run(config(manifest, targets=["cz"]))
+    assert not (tmp_path / "out.jsonl.memory").exists()
+
+
+def test_the_command_line_translates(manifest, tmp_path, capsys):
+    tiny.forget_processes()
+    out = str(tmp_path / "cli.jsonl")
+    assert xlcm(["translate", str(manifest), "--out", out, "--to", "sw", "--scenes-table"]) == 0
+    assert "39 mt sw" in capsys.readouterr().out
+    quality = [c.quality for i in read_manifest(out) for c in i.captions if c.of]
+    assert all(dict(signals).keys() >= {"back_chrf", "length_ratio"} for signals in quality)
+    assert xlcm(["translate", str(manifest), "--out", out, "--to", "sw", "--command", "x"]) == 2
+    assert "--label" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Captions in further languages by machine translation, and how good they are."""

@@ -1,0 +1,227 @@
+"""Source captions into target languages and back, into the manifest; on any number of processes.
+
+Each different text is translated once. The work is cut into batches of like length, which are dealt
+to the processes; each batch goes into the memory on disk when it is made (`memory.py`). The
+manifest is written when all is there, by the first process, aside and renamed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from xlcm.config import ConfigError, build
+from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
+from xlcm.translation.engines import Engine, engines
+from xlcm.translation.memory import Memory
+from xlcm.translation.quality import measure, need_packages
+from xlcm.translation.settings import TranslateConfig
+from xlcm.types import Caption, Item
+
+
+def line_of(text: str) -> str:
+    """Return a text as one line: engines read and write lines."""
+    return " ".join(text.split())
+
+
+def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
+    """Translate a manifest.
+
+    Args:
+        config: what, into what, by what.
+        accelerator: of `accelerate`; its processes share the work.
+
+    Returns:
+        On every process how many captions there are of each kind: `mt de`, `back en`, `blank`
+        (without text, not translated), `there before`; and `cut`, texts that this process cut.
+
+    Raises:
+        ConfigError: if the engine lacks a language.
+        DataError: for a manifest that can't be read, a caption id that is taken, or a memory of
+            another engine.
+    """
+    need_packages(config.quality)
+    engine: Engine = build(engines, config.engine)
+    for target in config.targets:
+        engine.check(config.source, target)
+        if config.back:
+            engine.check(target, config.source)
+    engine.to(accelerator.device)
+    spec = {**config.engine}
+    folder = config.memory or f"{config.output}.memory"
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if accelerator.is_main_process:
+        Memory(folder, spec).close()  # a wrong one is found before any work
+    accelerator.wait_for_everyone()
+    memory = Memory(folder, spec, rank)
+    texts = _texts(config)
+    _all_there(memory, accelerator)
+    for target in config.targets:
+        _stage(engine, memory, config.source, target, texts, config.batch_size, rank, world)
+        _all_there(memory, accelerator)
+        if config.back:
+            made = _unique(memory[config.source, target, text] for text in texts)
+            _stage(engine, memory, target, config.source, made, config.batch_size, rank, world)
+            _all_there(memory, accelerator)
+    counts = Counter[str]()
+    if accelerator.is_main_process:
+        counts = _write(config, memory, engine.label)
+    accelerator.wait_for_everyone()
+    counts["cut"] = engine.cut
+    return counts
+
+
+def _all_there(memory: Memory, accelerator: Any) -> None:
+    """Wait until every process has done its share; then read it."""
+    memory.close()
+    accelerator.wait_for_everyone()
+    memory.refresh()
+    accelerator.wait_for_everyone()  # nobody adds before all have read: all see the same
+
+
+def _unique(texts: Iterator[str]) -> list[str]:
+    return [text for text in dict.fromkeys(texts) if text]
+
+
+def _wanted(item: Item, config: TranslateConfig) -> Iterator[Caption]:
+    if config.splits is None or item.split in config.splits:
+        for caption in item.captions:
+            if caption.lang == config.source and caption.origin in config.origins:
+                yield caption
+
+
+def _texts(config: TranslateConfig) -> list[str]:
+    items = read_manifest(config.manifest)
+    found = _unique(line_of(c.text) for item in items for c in _wanted(item, config))
+    if not found:
+        where = "" if config.splits is None else f" in {', '.join(config.splits)}"
+        raise DataError(
+            f"{config.manifest}: no caption in {config.source!r} of origin "
+            f"{' or '.join(config.origins)}{where}: nothing to translate; `xlcm data stats` counts "
+            "what there is"
+        )
+    return found
+
+
+def _stage(
+    engine: Engine,
+    memory: Memory,
+    source: str,
+    target: str,
+    texts: list[str],
+    batch_size: int,
+    rank: int,
+    world: int,
+) -> None:
+    """Translate this process's share of what the memory lacks."""
+    from xlcm.models.encoding import bar
+
+    missing = [text for text in texts if (source, target, text) not in memory]
+    missing.sort(key=lambda text: (-len(text), text))  # the longest first: memory runs out at once
+    batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)][rank::world]
+    lines = sum(map(len, batches))
+    show: bool | None = None if rank == 0 else False
+    with _bar(bar, lines, f"lines {source}-{target}", show) as advance:
+        for batch in batches:
+            made = [line_of(text) for text in engine.translate(batch, source, target)]
+            if len(made) != len(batch):
+                raise RuntimeError(f"the engine made {len(made)} translations of {len(batch)}")
+            memory.add(source, target, batch, made)
+            advance(len(batch))
+
+
+def _bar(bar: Callable[..., Any], lines: int, unit: str, show: bool | None) -> Any:
+    import contextlib
+
+    return contextlib.nullcontext(lambda n: None) if show is False else bar(lines, unit, show)
+
+
+# -- into the manifest --------------------------------------------------------------------------
+
+
+def _write(config: TranslateConfig, memory: Memory, label: str) -> Counter[str]:
+    counts = Counter[str]()
+    similarity = _similarity(config)
+    with ManifestWriter(config.output) as writer:
+        for item in read_manifest(config.manifest):
+            made = [
+                measured
+                for caption in _wanted(item, config)
+                for target in config.targets
+                for measured in _made(item, caption, target, config, memory, label, counts)
+            ]
+            if similarity and made:
+                made = similarity([*item.captions, *made], made)
+            writer.write(replace(item, captions=(*item.captions, *made)))
+    return counts
+
+
+def _made(
+    item: Item,
+    caption: Caption,
+    target: str,
+    config: TranslateConfig,
+    memory: Memory,
+    label: str,
+    counts: Counter[str],
+) -> list[Caption]:
+    """Return the captions that one gives rise to: its translation and the way back."""
+    source = line_of(caption.text)
+    if not source:
+        counts["blank"] += 1
+        return []
+    identity = f"{caption.id}.{target}"
+    text = memory[config.source, target, source]
+    if not text:
+        counts["no translation"] += 1
+        return []
+    back = memory[target, config.source, text] if config.back else ""
+    quality = measure(config.quality, source, config.source, text, target, back or None)
+    made = [Caption(identity, target, text, "mt", caption.id, label, (), quality)]
+    if back:
+        name = f"{identity}.{config.source}"
+        made.append(Caption(name, config.source, back, "back", identity, label, (), quality))
+    made = [new for new in made if not _there_before(item, new, counts)]
+    counts.update(f"{new.origin} {new.lang}" for new in made)
+    return made
+
+
+def _there_before(item: Item, new: Caption, counts: Counter[str]) -> bool:
+    for known in item.captions:
+        if known.id == new.id:
+            if (known.of, known.lang, known.engine) != (new.of, new.lang, new.engine):
+                raise DataError(
+                    f"{item.where}: caption id {known.id!r} is taken by one of engine "
+                    f"{known.engine!r}; translate a manifest without it (`xlcm data filter "
+                    "--drop-engine` removes an engine's captions)"
+                )
+            counts["there before"] += 1
+            return True
+    return False
+
+
+def _similarity(config: TranslateConfig) -> Callable[..., list[Caption]] | None:
+    """Return what adds the cosine between each caption and its translation."""
+    if config.similarity is None:
+        return None
+    from xlcm.models.dual_encoder import DualEncoder
+
+    try:
+        model = DualEncoder.from_pretrained(config.similarity)
+    except ValueError as error:
+        raise ConfigError(f"similarity {config.similarity}: {error}") from error
+
+    def add(captions: list[Caption], made: list[Caption]) -> list[Caption]:
+        used = {c.of for c in made} | {c.id for c in made}
+        rows = [c for c in captions if c.id in used]
+        vectors = model.encode_text([c.text for c in rows], [c.lang for c in rows], progress=False)
+        at = {c.id: vector for c, vector in zip(rows, vectors)}
+        out = []
+        for caption in made:
+            cosine = round(float(at[caption.id] @ at[str(caption.of)]), 4)
+            out.append(replace(caption, quality=(*caption.quality, ("similarity", cosine))))
+        return out
+
+    return add
