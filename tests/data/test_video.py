@@ -77,6 +77,51 @@ def test_one_frame_is_a_video(tmp_path):
         assert numbers(load_frames(path, sampling)) == [0]
 
 
+def test_a_clip_that_was_cut_without_encoding_gives_the_frames_that_are_shown(tmp_path):
+    """Its first key frame lies before the clip: what comes before is stored and never shown."""
+    with (
+        av.open(str(write(tmp_path / "v.mp4", 60, gop=60))) as source,
+        av.open(str(tmp_path / "clip.mp4"), "w", options={"avoid_negative_ts": "disabled"}) as clip,
+    ):
+        read = source.streams.video[0]
+        written = clip.add_stream_from_template(read)
+        start = int(2.05 / read.time_base)
+        for packet in source.demux(read):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - start, packet.dts - start
+                packet.stream = written
+                clip.mux(packet)
+    every = FrameSampling(how="fps", fps=10)
+    assert numbers(load_frames(tmp_path / "clip.mp4", every)) == list(range(21, 60))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "bright"),
+    [
+        ((0, 1, -1, 0), (0, slice(None))),  # a quarter turn to the right: left comes on top
+        ((-1, 0, 0, -1), (slice(None), -1)),
+        ((0, -1, 1, 0), (-1, slice(None))),
+    ],
+)
+def test_a_video_is_turned_as_the_phone_was_held(tmp_path, matrix, bright):
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+        pixels[:, : SIZE // 2] = 200
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44  # a, b, u, c, d, v, ... in 16.16
+    for place, value in zip((0, 1, 3, 4), matrix):
+        data[at + 4 * place : at + 4 * place + 4] = (value << 16).to_bytes(4, "big", signed=True)
+    path.write_bytes(data)
+    shown = np.asarray(load_frames(path, FrameSampling())[0]).mean(axis=2)
+    assert shown[bright].min() > 150
+    assert shown.mean() < 120
+
+
 def said(path, kind):
     with pytest.raises(DataError) as raised:
         load_frames(path, FrameSampling(), name="clip")
