@@ -9,6 +9,7 @@ from test_csv import picture
 from xlcm.cli import main
 from xlcm.data.check import check_manifest
 from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.sources import pictures
 from xlcm.data.sources.base import Expected
 from xlcm.data.sources.chinese_clip import KNOWN, Packing, read_pictures
 from xlcm.data.sources.pictures import PictureFolder, decode_base64, safe_name
@@ -90,6 +91,26 @@ def test_a_second_import_writes_no_picture_again(tmp_path, capsys):
     assert "1 pictures written, 4 were there" in capsys.readouterr().out
     changed = [p.name for p, t in times.items() if p.stat().st_mtime_ns != t]
     assert changed == ["10.jpg"]
+
+
+def test_an_import_that_was_stopped_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    root = put(tmp_path / "data")
+    written, real = [], pictures.os.replace
+
+    def stop_at_the_third(aside, target):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(target)
+        real(aside, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xlcm.data.sources.pictures.os.replace", stop_at_the_third)
+        assert command(root) == 130
+    assert not (tmp_path / "m.jsonl").exists()
+    assert len(list((tmp_path / "m_images").rglob("*.*"))) == 2  # nothing half, nothing aside
+    capsys.readouterr()
+    assert command(root) == 0
+    assert "3 pictures written, 2 were there" in capsys.readouterr().out
 
 
 def test_pictures_that_are_files_already_or_not_wanted_are_not_unpacked(tmp_path):

@@ -80,6 +80,23 @@ def test_faults_are_named(root, capsys):
     assert "can't open it" in capsys.readouterr().err
 
 
+def test_the_hub_is_asked_only_when_it_is_named(root, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(*words, **options):
+        asked.append((words, options))
+        return datasets.load_from_disk(str(root / "d"))
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    words = ["--id", "number", "--captions", "en=captions"]
+    assert command(root, "d", *words) == 0
+    assert asked == []
+    assert command(root, "cache", *words, "--hub", "someone/boats", "--config", "small") == 0
+    assert asked == [(("someone/boats", "small"), {"cache_dir": str(root / "cache")})]
+
+
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     from xlcm.data.sources.hf import open_parts
 
