@@ -1,3 +1,6 @@
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,46 @@ def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, mon
     monkeypatch.setattr(FeatureWriter, "add", lambda *a: (added.append(a[1]), add(*a))[1])
     assert len(convert_features([path], out, shard_items=4)) == 9
     assert added[6:] == added[4:6] + [f"0-{i}" for i in range(6, 9)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_file_leaves_a_store_that_the_next_run_makes_whole(tmp_path, when):
+    found = values(9, 0)
+    path = source(tmp_path, "a.npz", found)
+    ends = []
+    for number in range(12):
+        out = tmp_path / f"{number}"
+        ends.append(_killed_at(number, when, path, out))
+        store = convert_features([path], out, dtype="float32", shard_items=4)
+        assert sorted(store.keys()) == sorted(found)
+        assert all(torch.equal(store[key], torch.from_numpy(v)) for key, v in found.items())
+        assert sum(shard["items"] for shard in store.index["shards"]) == 9
+        assert not [file.name for file in out.iterdir() if file.name.startswith(".")]
+    assert ends == [signal.SIGKILL] * 9 + [0] * 3  # three shards and three files, each was met
+
+
+def _killed_at(number, when, path, out):
+    """Convert in a process that dies at a file's renaming; return the signal that ended it."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    replace, count = os.replace, iter(range(100))
+
+    def deadly(aside, name):
+        last = next(count) == number
+        if last and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(aside, name)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = deadly
+    try:
+        convert_features([path], out, dtype="float32", shard_items=4)
+    except BaseException:  # nothing of the test may run on in here
+        os._exit(1)
+    os._exit(0)
 
 
 def test_a_store_that_is_not_what_was_written_is_told(tmp_path, monkeypatch):

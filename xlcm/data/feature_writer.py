@@ -182,6 +182,9 @@ class FeatureWriter:
             os.replace(aside, self.folder / file)
         self._index["complete"] = True
         self._write_index()
+        for pattern in (f".{INDEX}.*", ".shard-*.*", ".keys.npy.*", ".rows.npy.*"):
+            for left in self.folder.glob(pattern):  # by a run that was killed
+                left.unlink(missing_ok=True)
 
     def __exit__(
         self,
