@@ -69,6 +69,8 @@ def test_translations_are_linked_and_rows_need_no_ids(root):
 def test_faults_are_named(root, capsys):
     assert command(root, "d", "--id", "number", "--captions", "en=caption") == 2
     assert "no column 'caption'; did you mean 'captions'" in capsys.readouterr().err
+    assert command(root, "d", "--id", "number", "--captions", "fr=translation.fr") == 2
+    assert "d, train row 1: no row has 'translation.fr'" in capsys.readouterr().err
     assert command(root, "d", "--image", "image", "--captions", "en=captions") == 2
     assert "--picture-data image" in capsys.readouterr().err
     assert command(root, "d", "--id", "number", "--captions", "en=captions", "--splits", "val") == 2

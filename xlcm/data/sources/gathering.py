@@ -153,5 +153,5 @@ def _all_met(layout: Layout, met: Counter[str], first: Row) -> None:
     """Refuse a column that no row has: misspelt, it would be lost unseen."""
     for column in _columns(layout):
         if not met[column]:
-            file = first.where.rpartition(":")[0]
+            file = first.where.rpartition(":")[0] or first.where
             raise DataError(f"{file}: no row has {column!r}{hint(column, first)}")
