@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 VIDEO = ["av>=12"]
 FEATURES = ["h5py>=3.8", "lmdb>=1.4"]
 TRANSLATE = ["sacrebleu>=2.4", "py3langid>=0.2"]
+STREAM = ["datasets>=2.19"]
 SEARCH = ["faiss-cpu>=1.8", "gradio>=4.40"]
 PEFT = ["peft>=0.13"]
 EVAL = ["mteb>=1.30"]
@@ -47,6 +48,7 @@ setup(
         "video": VIDEO,
         "features": FEATURES,
         "translate": TRANSLATE,
+        "stream": STREAM,
         "search": SEARCH,
         "peft": PEFT,
         "eval": EVAL,

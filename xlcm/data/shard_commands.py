@@ -1,8 +1,14 @@
-"""`xlcm data shard`: a manifest with its pictures and features into tar shards."""
+"""`xlcm data shard` and `shard-hf`: a manifest, or a Hugging Face stream, into tar shards."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+from xlcm.data.sources.columns import ROW, add_columns, read_layout
+
+if TYPE_CHECKING:
+    from xlcm.data.shard_writer import Written
 
 
 def add_shard(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,7 +48,6 @@ def _shard(args: argparse.Namespace) -> int:
     from xlcm.data.dataset import ManifestDataset
     from xlcm.data.manifest import DataError
     from xlcm.data.shard_writer import write_shards
-    from xlcm.data.tables import say
     from xlcm.models.encoding import bar
 
     try:
@@ -66,9 +71,51 @@ def _shard(args: argparse.Namespace) -> int:
             skip=args.on_error == "skip",
             on_item=lambda: advance(1),
         )
+    return _tell(written, args.split)
+
+
+def _tell(written: Written, split: str) -> int:
+    from xlcm.data.tables import say
+
     for message in written.skipped:
         say(f"left out: {message}")
     say(f"{written.folder}: {sum(written.items):,} items in {len(written.items)} shards, "
         f"{len(written.skipped)} left out; in a config: train: {{name: shards, path: "
-        f"{written.folder}, split: {args.split}}}")  # fmt: skip
+        f"{written.folder}, split: {split}}}")  # fmt: skip
     return 1 if written.skipped else 0
+
+
+def add_shard_hf(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare `xlcm data shard-hf`."""
+    text = "stream a Hugging Face data set into tar shards; nothing else is kept of it"
+    parser = actions.add_parser("shard-hf", help=text, description=text)
+    parser.add_argument("path", help="its name on the hub, or a folder of Parquet or other files")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new, for the shards")
+    parser.add_argument("--config", metavar="NAME", help="of a data set that has several")
+    parser.add_argument("--take", default="train", metavar="SPLIT",
+                        help="which of its splits (default: train)")  # fmt: skip
+    parser.add_argument("--shard-items", type=_positive, default=1000, metavar="N",
+                        help="items a shard (default: 1000)")  # fmt: skip
+    parser.add_argument("--no-check", action="store_true", help="don't decode the pictures first")
+    add_columns(parser, pictures=True)
+    parser.set_defaults(run=_shard_hf, images=None)
+
+
+def _shard_hf(args: argparse.Namespace) -> int:
+    from xlcm.data.shard_stream import open_stream, write_stream
+
+    args.id = args.id or ROW
+    layout = read_layout(args)
+    called = layout.split_names.get(args.take, args.take)
+    written = write_stream(
+        open_stream(args.path, args.take, config=args.config),
+        args.out,
+        layout,
+        name=args.path,
+        split=args.take,
+        called=called,
+        shard_items=args.shard_items,
+        check=not args.no_check,
+        skip=args.bad_pictures == "drop",
+    )
+    return _tell(written, called)
