@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,20 +33,47 @@ FRAME_KEYS = ("2d", "3d", "s3d")
 # -- reading ------------------------------------------------------------------------------------
 
 
-def _reconstruct(kind: type, shape: Any, code: Any) -> np.ndarray:
-    if kind is not np.ndarray or shape not in ((0,), 0):
-        raise pickle.UnpicklingError(f"an array of {kind!r} is not allowed")
-    return np.ndarray((0,), np.int8)
+class _Code:
+    """Stands for a `numpy.dtype` while a pickle is read: a code, without numpy's own setter."""
+
+    def __init__(self, code: str, *flags: Any) -> None:
+        if not isinstance(code, str) or not _CODE.fullmatch(code):
+            raise pickle.UnpicklingError(f"an array of {code!r} is not allowed")
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, *fields = state
+        if order not in ("<", ">", "|", "=") or any(one is not None for one in fields[:3]):
+            raise pickle.UnpicklingError("an array with fields is not allowed")
+        self.code = order + self.code.lstrip("<>|=")
 
 
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    return _frombuffer(data, dtype, (1,), "C")[0]
+class _Array:
+    """Stands for a `numpy.ndarray` while a pickle is read; `made` is the real one."""
+
+    made: np.ndarray | None = None
+
+    def __init__(self, *ignored: Any) -> None: ...
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, code, fortran, data = state
+        self.made = _build(data, code, shape, "F" if fortran else "C")
 
 
-def _frombuffer(data: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+def _build(
+    data: Any, code: _Code, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> np.ndarray:
+    if not isinstance(code, _Code) or not isinstance(data, bytes | bytearray | memoryview):
         raise pickle.UnpicklingError("an array of objects is not allowed")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C").copy()
+    dtype = np.dtype(code.code)
+    flat = np.frombuffer(data, dtype) if len(data) else np.zeros(0, dtype)
+    array = flat.reshape(shape, order="F" if order == "F" else "C")
+    made: np.ndarray = (array if axes is None else array.transpose(axes)).copy()
+    return made
+
+
+def _scalar(code: _Code, data: bytes) -> Any:
+    return _build(data, code, (), "C").item()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -54,22 +82,17 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _dtype(code: str, *flags: Any) -> np.dtype:
-    made = np.dtype(code) if isinstance(code, str) else None
-    if made is None or made.hasobject:
-        raise pickle.UnpicklingError(f"an array of {code!r} is not allowed")
-    return made
-
-
+_CODE = re.compile(r"[<>|=]?[biufSU]\d+")
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Code,
     ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    ("__builtin__", "bytes"): lambda: b"",
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _build for core in ("core", "_core")},
 }
-"""All that a pickle may call; none of it runs code that it was given."""
+"""All that a pickle may call: functions of this file in the place of numpy's."""
 
 
 class Restricted(pickle.Unpickler):
@@ -93,7 +116,7 @@ def load(path: Path) -> list[dict[str, Any]]:
     """
     try:
         with open(path, "rb") as file:
-            rows = Restricted(file).load()
+            rows = _real(Restricted(file).load())
     except FileNotFoundError:
         raise SystemExit(f"{path}: no such file") from None
     # a damaged pickle may fail in any way
@@ -102,6 +125,17 @@ def load(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SystemExit(f"{path}: expected a list of dictionaries, one a video or clip")
     return rows
+
+
+def _real(value: Any) -> Any:
+    """Return a value with real arrays in it."""
+    if isinstance(value, _Array):
+        return value.made
+    if isinstance(value, dict):
+        return {_real(key): _real(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_real(inner) for inner in value]
+    return value
 
 
 # -- rows ---------------------------------------------------------------------------------------

@@ -84,13 +84,28 @@ def test_no_code_of_a_pickle_is_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [np.array([{"a": 1}], dtype=object), OrderedDict(a=1), print, np.ma.array([1])],
-    ids=["objects", "other-class", "function", "masked"],
+    "value", [np.array([{"a": 1}], dtype=object), OrderedDict(a=1), print, np.ma.array([1]),
+     np.zeros(2, dtype=[("a", "f4")]), np.zeros(1, "M8[s]")],
+    ids=["objects", "other-class", "function", "masked", "fields", "times"],
 )  # fmt: skip
 def test_anything_but_arrays_and_plain_values_is_refused(tmp_path, value):
     source = pickled(tmp_path / "x.pkl", [{"id": "a", "2d": value}])
     with pytest.raises(SystemExit, match=r"x\.pkl: refused"):
         script().convert(source, tmp_path / "out", "train")
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize(
+    "value", [np.arange(6, dtype=">i2").reshape(2, 3), np.asfortranarray(FRAMES), FRAMES[::2].T,
+              FRAMES.astype(np.float16), np.zeros((0, 4), np.float32), np.array(3.0)],
+    ids=["big-endian", "fortran", "strided", "half", "empty", "scalar"],
+)  # fmt: skip
+def test_arrays_of_any_order_are_read_as_pickle_reads_them(tmp_path, value, protocol):
+    rows = [{"id": "a", "2d": value, "again": value}]
+    read = script().load(pickled(tmp_path / "x.pkl", rows, protocol))
+    for name in ("2d", "again"):
+        assert np.array_equal(read[0][name], value)
+        assert read[0][name].dtype == value.dtype
 
 
 def test_numbers_of_numpy_are_plain_values(tmp_path):
