@@ -54,6 +54,7 @@ def test_a_list_with_strange_clips_or_clips_of_both_halves_is_refused(tmp_path, 
     put(tmp_path / "test.txt", CLIPS[2])
     assert "in --val-ids and in --test-ids" in fails(capsys, tmp_path, "vatex", *halves(tmp_path))
     assert "go together" in fails(capsys, tmp_path, "vatex", *halves(tmp_path)[:2])
+    assert "half of validation" in fails(capsys, tmp_path, "vatex", "--splits", "test")
     put(tmp_path / "test.txt", "")
     assert "it lists no ids" in fails(capsys, tmp_path, "vatex", *halves(tmp_path))
 

@@ -68,7 +68,7 @@ def plan(args: argparse.Namespace) -> Plan:
     """Return what the options ask for.
 
     Raises:
-        DataError: for a half without the other one.
+        DataError: for a half without the other one, or a test without halves.
     """
     request = request_of(argparse.Namespace(**{**vars(args), "langs": ()}), "vatex")
     packing = args.packing
@@ -82,6 +82,9 @@ def plan(args: argparse.Namespace) -> Plan:
         raise DataError("--val-ids and --test-ids go together: they halve the validation part")
     skipped = Skipped()
     parts = [part for part in FILES if part in args.splits or (part == "val" and halves)]
+    if not parts:
+        raise DataError("--splits test: the official files have no test of retrieval; it is a half "
+                        "of validation, --val-ids and --test-ids")  # fmt: skip
 
     def items() -> Iterator[Item]:
         named = {split: read_split_ids(path) for split, path in halves.items()}
