@@ -15,6 +15,7 @@ from xlcm.cli import main as xlcm
 from xlcm.config import ConfigError, check
 from xlcm.data.check import check_manifest
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
+from xlcm.models.dual_encoder import DualEncoder
 from xlcm.translation.memory import Memory
 from xlcm.translation.scenes_table import ScenesTable
 from xlcm.translation.settings import TranslateConfig
@@ -131,7 +132,9 @@ def test_several_processes_write_the_manifest_of_one(manifest, tmp_path, process
     assert (tmp_path / "again.jsonl").read_bytes() == alone
 
 
-def test_a_run_that_was_killed_goes_on_without_a_lost_or_doubled_line(manifest, tmp_path):
+def test_a_run_that_was_killed_goes_on_without_a_lost_or_doubled_line(
+    manifest, tmp_path, processes
+):
     """Killed with SIGKILL at several moments; a batch that was under way is all that is redone."""
     slow = config(manifest, engine=shouting(tmp_path, pause=0.1))
     path = tmp_path / "config.yaml"
@@ -150,7 +153,7 @@ def test_a_run_that_was_killed_goes_on_without_a_lost_or_doubled_line(manifest, 
         child.wait()
         assert not (tmp_path / "out.jsonl").exists()
     assert kills == 3
-    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    assert processes.run(2, run_in_pool, slow) == [2, 2]  # on more of them than before
     lines = asked(tmp_path)
     assert len(set(lines)) == 62
     assert len(lines) <= 62 + 4 * kills  # one batch of four each
@@ -229,3 +232,18 @@ def test_the_command_line_translates(manifest, tmp_path, capsys):
     assert all(dict(signals).keys() >= {"back_chrf", "length_ratio"} for signals in quality)
     assert xlcm(["translate", str(manifest), "--out", out, "--to", "sw", "--command", "x"]) == 2
     assert "--label" in capsys.readouterr().err
+
+
+def test_the_similarity_is_that_of_the_model(manifest, tmp_path, tiny_data):
+    model = DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"])
+    model.save_pretrained(tmp_path / "model")
+    run(config(manifest, similarity=str(tmp_path / "model"), quality=["length"]))
+    item = next(read_manifest(tmp_path / "out.jsonl"))
+    for caption, of in ((item.captions[2], item.captions[0]), (item.captions[3], item.captions[2])):
+        one, other = model.encode_text([caption.text, of.text], [caption.lang, of.lang])
+        signals = dict(caption.quality)
+        assert signals["similarity"] == pytest.approx(float(one @ other), abs=1e-3)
+        assert "length_ratio" in signals
+    with pytest.raises(FileNotFoundError):
+        run(config(manifest, similarity=str(tmp_path / "gone")))
+    assert next(read_manifest(tmp_path / "out.jsonl")) == item

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlcm.data.feature_commands import add_convert_features
+from xlcm.data.filter_commands import add_filter
 from xlcm.data.shard_commands import add_shard, add_shard_hf
 from xlcm.data.sources import SOURCES
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_import(actions)
     _add_train_tokenizer(actions)
     add_convert_features(actions)
+    add_filter(actions)
     add_shard(actions)
     add_shard_hf(actions)
 

@@ -16,6 +16,7 @@ from xlcm.config import ConfigError, build
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.translation.engines import Engine, engines
 from xlcm.translation.memory import Memory
+from xlcm.translation.progress import Progress
 from xlcm.translation.quality import measure, need_packages
 from xlcm.translation.settings import TranslateConfig
 from xlcm.types import Caption, Item
@@ -48,6 +49,7 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
         engine.check(config.source, target)
         if config.back:
             engine.check(target, config.source)
+    similarity = _similarity(config) if accelerator.is_main_process else None
     engine.to(accelerator.device)
     spec = {**config.engine}
     folder = config.memory or f"{config.output}.memory"
@@ -67,7 +69,7 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
             _all_there(memory, accelerator)
     counts = Counter[str]()
     if accelerator.is_main_process:
-        counts = _write(config, memory, engine.label)
+        counts = _write(config, memory, engine.label, similarity)
     accelerator.wait_for_everyone()
     counts["cut"] = engine.cut
     return counts
@@ -116,34 +118,29 @@ def _stage(
     world: int,
 ) -> None:
     """Translate this process's share of what the memory lacks."""
-    from xlcm.models.encoding import bar
-
     missing = [text for text in texts if (source, target, text) not in memory]
     missing.sort(key=lambda text: (-len(text), text))  # the longest first: memory runs out at once
     batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)][rank::world]
-    lines = sum(map(len, batches))
-    show: bool | None = None if rank == 0 else False
-    with _bar(bar, lines, f"lines {source}-{target}", show) as advance:
-        for batch in batches:
-            made = [line_of(text) for text in engine.translate(batch, source, target)]
-            if len(made) != len(batch):
-                raise RuntimeError(f"the engine made {len(made)} translations of {len(batch)}")
-            memory.add(source, target, batch, made)
-            advance(len(batch))
-
-
-def _bar(bar: Callable[..., Any], lines: int, unit: str, show: bool | None) -> Any:
-    import contextlib
-
-    return contextlib.nullcontext(lambda n: None) if show is False else bar(lines, unit, show)
+    told = Progress(len(missing), f"{source} to {target}", world, show=rank == 0)
+    for batch in batches:
+        made = [line_of(text) for text in engine.translate(batch, source, target)]
+        if len(made) != len(batch):
+            raise RuntimeError(f"the engine made {len(made)} translations of {len(batch)}")
+        memory.add(source, target, batch, made)
+        told.advance(len(batch))
+    told.close()
 
 
 # -- into the manifest --------------------------------------------------------------------------
 
 
-def _write(config: TranslateConfig, memory: Memory, label: str) -> Counter[str]:
+Similarity = Callable[[list[Caption], list[Caption]], list[Caption]]
+
+
+def _write(
+    config: TranslateConfig, memory: Memory, label: str, similarity: Similarity | None
+) -> Counter[str]:
     counts = Counter[str]()
-    similarity = _similarity(config)
     with ManifestWriter(config.output) as writer:
         for item in read_manifest(config.manifest):
             made = [
@@ -202,7 +199,7 @@ def _there_before(item: Item, new: Caption, counts: Counter[str]) -> bool:
     return False
 
 
-def _similarity(config: TranslateConfig) -> Callable[..., list[Caption]] | None:
+def _similarity(config: TranslateConfig) -> Similarity | None:
     """Return what adds the cosine between each caption and its translation."""
     if config.similarity is None:
         return None

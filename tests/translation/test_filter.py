@@ -1,0 +1,73 @@
+"""`xlcm data filter`: what is bad goes, with what was made of it, and all else stays as it was."""
+
+import pytest
+
+from xlcm.cli import main as xlcm
+from xlcm.data.manifest import ManifestWriter, read_manifest
+from xlcm.types import Caption, Item
+
+CHRF = {"de": (80.0, 30.0, 55.0), "zh": (80.0, 30.0, 55.0)}
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    with ManifestWriter(tmp_path / "in.jsonl") as writer:
+        for i in range(3):
+            captions = [Caption(f"{i}", "en", "A dog."), Caption(f"{i}h", "de", "Hund")]
+            for lang, scores in CHRF.items():
+                signals = (("back_chrf", scores[i]), ("language", "de" if i < 2 else "nl"))
+                mt = Caption(f"{i}.{lang}", lang, "x", "mt", f"{i}", "m", (), signals)
+                captions += [mt, Caption(f"{i}.{lang}.en", "en", "y", "back", mt.id, "m")]
+            writer.write(Item(f"{i}", "train", tuple(captions)))
+    return tmp_path / "in.jsonl"
+
+
+def left(manifest, *options):
+    out = manifest.with_name("out.jsonl")
+    assert xlcm(["data", "filter", str(manifest), "--out", str(out), *options]) == 0
+    before = [c for item in read_manifest(manifest) for c in item.captions]
+    after = {c.id: c for item in read_manifest(out) for c in item.captions}
+    assert all(after[c.id] == c for c in before if c.id in after)
+    return sorted({c.id for c in before} - after.keys())
+
+
+def test_bad_translations_go_with_their_way_back(manifest, capsys):
+    assert left(manifest, "--min", "back_chrf=50") == ["1.de", "1.de.en", "1.zh", "1.zh.en"]
+    assert "2 of 6 translations left out" in capsys.readouterr().out
+
+
+def test_a_language_may_have_a_bound_of_its_own(manifest):
+    found = left(manifest, "--min", "back_chrf=60", "zh:back_chrf=20")
+    assert found == ["1.de", "1.de.en", "2.de", "2.de.en"]
+    assert left(manifest, "--max", "de:back_chrf=60") == ["0.de", "0.de.en"]
+
+
+def test_what_is_identified_as_another_language_goes(manifest):
+    found = left(manifest, "--language")
+    assert [i for i in found if "en" not in i] == ["0.zh", "1.zh", "2.de", "2.zh"]
+
+
+def test_all_captions_of_an_engine_can_be_left_out(manifest):
+    assert len(left(manifest, "--drop-engine", "m")) == 12
+    assert left(manifest, "--drop-engine", "other") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min", "back_crf=50"], "no signal 'back_crf'; did you mean 'back_chrf'"),
+        (["--min", "back_chrf"], "expected SIGNAL=NUMBER"),
+        (["--max", "language=3"], "is the word 'de'"),
+        ([], "nothing to filter by"),
+    ],
+)
+def test_wrong_bounds_are_named_and_nothing_is_written(manifest, capsys, options, message):
+    out = manifest.with_name("out.jsonl")
+    assert xlcm(["data", "filter", str(manifest), "--out", str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_translations_without_a_signal_stay_or_go_as_asked(manifest):
+    assert left(manifest, "--min", "similarity=0.5", "--missing", "keep") == []
+    assert len(left(manifest, "--min", "similarity=0.5", "--missing", "drop")) == 12

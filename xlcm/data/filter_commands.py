@@ -1,0 +1,158 @@
+"""`xlcm data filter`: leave out translations by their signals of quality."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
+from xlcm.registry import nearest
+from xlcm.types import Caption, Item
+
+Actions = argparse._SubParsersAction
+
+
+def add_filter(actions: Actions[argparse.ArgumentParser]) -> None:
+    """Declare `xlcm data filter`."""
+    text = "leave out translations, and what was made of them, by their signals of quality"
+    parser = actions.add_parser("filter", help=text, description=text)
+    parser.add_argument("path", help="the manifest")
+    parser.add_argument("--out", required=True, help="the manifest without them")
+    parser.add_argument("--min", nargs="+", default=[], metavar="SIGNAL=VALUE",
+                        help="such as back_chrf=40; for Chinese: zh:back_chrf=40")  # fmt: skip
+    parser.add_argument("--max", nargs="+", default=[], metavar="SIGNAL=VALUE",
+                        help="such as copied=0.5")  # fmt: skip
+    parser.add_argument("--language", action="store_true",
+                        help="leave out what is identified as another language")  # fmt: skip
+    parser.add_argument("--missing", choices=["error", "keep", "drop"], default="error",
+                        help="translations without a signal (default: error)")  # fmt: skip
+    parser.add_argument("--drop-engine", nargs="+", default=[], metavar="ENGINE",
+                        help="leave out all captions of these engines")  # fmt: skip
+    parser.set_defaults(run=_filter)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a signal may be: at least (`lowest`) or at most a value, in one language or in all."""
+
+    signal: str
+    value: float
+    lowest: bool
+    lang: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, lowest: bool) -> Bound:
+        """Read `back_chrf=40` or `zh:back_chrf=40`.
+
+        Raises:
+            DataError: if it is neither.
+        """
+        name, _, value = text.partition("=")
+        lang, colon, signal = name.rpartition(":")
+        try:
+            return cls(signal, float(value), lowest, lang if colon else None)
+        except ValueError:
+            option = "--min" if lowest else "--max"
+            raise DataError(
+                f"{option} {text}: expected SIGNAL=NUMBER or LANG:SIGNAL=NUMBER, such as "
+                "back_chrf=40"
+            ) from None
+
+    def __str__(self) -> str:
+        return f"{self.signal} {'<' if self.lowest else '>'} {self.value:g}"
+
+
+def reason(
+    caption: Caption, bounds: list[Bound], *, language: bool, missing: str, where: str
+) -> str | None:
+    """Return why a translation is to be left out; None: it stays.
+
+    A bound for the caption's language takes the place of the same one for all languages.
+
+    Raises:
+        DataError: if it lacks a signal and `missing` is `error`.
+    """
+    signals = dict(caption.quality)
+    own = {(b.signal, b.lowest) for b in bounds if b.lang == caption.lang}
+    for bound in bounds:
+        general = bound.lang is None and (bound.signal, bound.lowest) not in own
+        if not general and bound.lang != caption.lang:
+            continue
+        value = signals.get(bound.signal)
+        if value is None:
+            if _lacks(caption, bound.signal, missing, where):
+                return f"no {bound.signal}"
+        elif isinstance(value, str):
+            raise DataError(f"{where}: {bound.signal!r} is the word {value!r} and has no bounds")
+        elif value < bound.value if bound.lowest else value > bound.value:
+            return str(bound)
+    if language:
+        found = signals.get("language")
+        if found is None:
+            return "no language" if _lacks(caption, "language", missing, where) else None
+        if found != caption.lang.partition("-")[0]:
+            return "another language"
+    return None
+
+
+def _lacks(caption: Caption, signal: str, missing: str, where: str) -> bool:
+    if missing == "error":
+        known = [name for name, _ in caption.quality]
+        raise DataError(
+            f"{where}: caption {caption.id!r} has no signal {signal!r}{nearest(signal, known)}; it "
+            f"has {', '.join(known) or 'none'}. `--missing keep` or `--missing drop` says what "
+            "becomes of such captions"
+        )
+    return missing == "drop"
+
+
+def _filter(args: argparse.Namespace) -> int:
+    from xlcm.data.tables import say, table
+
+    bounds = [Bound.parse(text, True) for text in args.min]
+    bounds += [Bound.parse(text, False) for text in args.max]
+    if not bounds and not args.language and not args.drop_engine:
+        raise DataError("nothing to filter by: give --min, --max, --language or --drop-engine")
+    there, left = Counter[str](), Counter[tuple[str, str]]()
+    with ManifestWriter(args.out) as writer:
+        for item in read_manifest(args.path):
+            out = dict(_dropped(item, bounds, args))
+            kept = tuple(c for c in item.captions if c.id not in out)
+            there.update(c.lang for c in item.captions if c.origin == "mt")
+            langs = {c.id: c.lang for c in item.captions if c.origin == "mt"}
+            left.update((langs[i], why) for i, why in out.items() if i in langs)
+            writer.write(replace(item, captions=kept))
+    rows = [[lang, there[lang], why, n, f"{100 * n / there[lang]:.1f} %"]
+            for (lang, why), n in sorted(left.items())]  # fmt: skip
+    if rows:
+        table("Left out", ["language", "translations", "because", "number", "share"], rows)
+    total = sum(left.values())
+    say(f"{args.out}: {total:,} of {sum(there.values()):,} translations left out, with what was "
+        f"made of them; {writer.captions:,} captions stay")  # fmt: skip
+    return 0
+
+
+def _dropped(
+    item: Item, bounds: list[Bound], args: argparse.Namespace
+) -> Iterator[tuple[str, str]]:
+    """Yield (caption id, why) of an item: bad translations, then all that was made of them."""
+    out: dict[str, str] = {}
+    for caption in item.captions:
+        why = None
+        if caption.engine is not None and caption.engine in args.drop_engine:
+            why = f"engine {caption.engine}"
+        elif caption.origin == "mt":
+            why = reason(caption, bounds, language=args.language, missing=args.missing,
+                         where=item.where)  # fmt: skip
+        if why:
+            out[caption.id] = why
+    yield from _with_made_of(item, out).items()
+
+
+def _with_made_of(item: Item, out: Mapping[str, str]) -> dict[str, str]:
+    found = dict(out)
+    while more := [c for c in item.captions if c.of in found and c.id not in found]:
+        found.update((c.id, "made of one left out") for c in more)
+    return found
