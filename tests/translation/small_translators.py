@@ -44,13 +44,13 @@ def m2m(folder: Path) -> Path:
     return _save(M2M100ForConditionalGeneration(config), tokenizer, folder / "model")
 
 
-def marian(folder: Path, seed: int = 0) -> Path:
-    """Save a Marian model of one pair of languages; return its folder."""
+def marian(folder: Path, seed: int = 0, marks: tuple[str, ...] = ()) -> Path:
+    """Save a Marian model of one pair of languages, or with marks of several targets."""
     from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
     folder.mkdir(parents=True)
     spm, words = _pieces(folder)
-    vocabulary = {w: i for i, w in enumerate(["</s>", "<unk>", *words, "<pad>"])}
+    vocabulary = {w: i for i, w in enumerate(["</s>", "<unk>", *words, *marks, "<pad>"])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     tokenizer = MarianTokenizer(str(spm), str(spm), str(folder / "vocab.json"))
     torch.manual_seed(seed)
@@ -62,6 +62,37 @@ def marian(folder: Path, seed: int = 0) -> Path:
         decoder_start_token_id=pad, eos_token_id=0, forced_eos_token_id=0,
     )  # fmt: skip
     return _save(MarianMTModel(config), tokenizer, folder / "model")
+
+
+def nllb(folder: Path) -> Path:
+    """Save an NLLB of one layer, whose pieces are letters; return its folder."""
+    from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+
+    letters = sorted(set("".join(SENTENCES)) | {"\u2581"})
+    vocabulary = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters])}
+    tokenizer = NllbTokenizer(vocab=vocabulary, merges=[])
+    torch.manual_seed(0)
+    config = M2M100Config(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=64, init_std=0.5,
+    )  # fmt: skip
+    return _save(M2M100ForConditionalGeneration(config), tokenizer, folder / "model")
+
+
+def madlad(folder: Path) -> Path:
+    """Save a T5 that is told its target by a first token, as MADLAD is; return its folder."""
+    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+    letters = ["<pad>", "</s>", "<unk>", "\u2581", *sorted(set("".join(SENTENCES)) - {" "})]
+    tokenizer = T5Tokenizer(vocab=[(w, -float(i)) for i, w in enumerate(letters)], extra_ids=0)
+    tokenizer.add_tokens(["<2de>", "<2fr>"])
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, initializer_factor=3.0,
+    )  # fmt: skip
+    return _save(T5ForConditionalGeneration(config), tokenizer, folder / "model")
 
 
 def _save(model, tokenizer, folder: Path) -> Path:

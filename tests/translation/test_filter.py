@@ -47,6 +47,15 @@ def test_what_is_identified_as_another_language_goes(manifest):
     assert [i for i in found if "en" not in i] == ["0.zh", "1.zh", "2.de", "2.zh"]
 
 
+def test_languages_that_one_sentence_does_not_tell_apart_are_the_same(manifest):
+    path = manifest.with_name("nb.jsonl")
+    with ManifestWriter(path) as writer:
+        for i, found in enumerate(("no", "nb", "da")):
+            caption = Caption(f"{i}", "nb", "x", "mt", None, "m", (), (("language", found),))
+            writer.write(Item(f"{i}", "train", (caption,)))
+    assert left(path, "--language") == ["2"]
+
+
 def test_all_captions_of_an_engine_can_be_left_out(manifest):
     assert len(left(manifest, "--drop-engine", "m")) == 12
     assert left(manifest, "--drop-engine", "other") == []

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_translators import m2m, marian
+from small_translators import m2m, madlad, marian, nllb
 
 from xlcm.config import ConfigError, build
 from xlcm.translation.codes import model_code
@@ -80,6 +80,54 @@ def test_marian_has_a_model_for_each_pair(tmp_path):
     assert engine.translate(TEXTS, "en", "de") == there
     with pytest.raises(OSError, match="en-fr"):
         engine.check("en", "fr")
+
+
+def test_marian_with_several_targets_is_told_by_a_mark(tmp_path):
+    folder = marian(tmp_path / "many", marks=(">>deu<<", ">>fr<<", ">>pt_br<<"))
+    engine = Seq2Seq(model=str(folder), beams=1, max_new_tokens=8)
+    marks = {lang: engine_mark(engine, lang) for lang in ("de", "fr", "pt")}
+    assert marks == {"de": ">>deu<<", "fr": ">>fr<<", "pt": ">>pt_br<<"}
+    with pytest.raises(ConfigError, match=r"no target 'ja'.*>>deu<<.*codes"):
+        engine.check("en", "ja")
+
+
+def engine_mark(engine, lang):
+    """Return the first token that the model sees of a text for a target."""
+    engine.check("en", lang)
+    prefix, _ = engine._languages("en", lang)
+    ids = engine._tokenizer(prefix + "a dog")["input_ids"]
+    return engine._tokenizer.convert_ids_to_tokens(ids)[0]
+
+
+def test_nllb_is_told_both_languages_by_its_own_codes(tmp_path):
+    engine = Seq2Seq(model=str(nllb(tmp_path)), beams=1, max_new_tokens=8)
+    engine.check("en", "de")
+    prefix, forced = engine._languages("en", "de")
+    number = engine._tokenizer.convert_tokens_to_ids
+    assert (prefix, forced) == ("", number("deu_Latn"))
+    assert engine._tokenizer("a dog")["input_ids"][0] == number("eng_Latn")
+    assert engine._languages("de", "zh-Hant")[1] == number("zho_Hant")
+    assert len(engine.translate(TEXTS, "en", "de")) == 3
+
+
+def test_madlad_is_told_the_target_by_a_first_token(tmp_path):
+    engine = Seq2Seq(model=str(madlad(tmp_path)), beams=1, max_new_tokens=8)
+    engine.check("en", "de")
+    prefix, forced = engine._languages("en", "de")
+    assert forced is None
+    first = engine._tokenizer(prefix + "a dog")["input_ids"][0]
+    assert first == engine._tokenizer.convert_tokens_to_ids("<2de>")
+    assert len(engine.translate(TEXTS, "en", "fr")) == 3
+    with pytest.raises(ConfigError, match=r"no token '<2ja>' for 'ja'"):
+        engine.check("en", "ja")
+
+
+def test_a_model_that_is_not_told_gets_the_prefix_of_the_config(tmp_path):
+    folder = str(madlad(tmp_path))
+    engine = Seq2Seq(model=folder, family="plain", prefix="{source} to {target}: ", beams=1)
+    assert engine.model == folder
+    engine.check("en", "ja")
+    assert engine._languages("en", "ja") == ("English to Japanese: ", None)
 
 
 def test_a_language_that_the_model_lacks_is_named(model):

@@ -168,6 +168,7 @@ def test_a_finished_run_is_not_made_again_and_its_output_can_be_its_input(manife
     first, lines = (tmp_path / "out.jsonl").read_bytes(), asked(tmp_path)
     counts = run(config(manifest, manifest=str(tmp_path / "out.jsonl"), engine=shouting(tmp_path)))
     assert counts["there before"] == 78
+    run(config(manifest, engine={**shouting(tmp_path), "timeout_s": 900.0}))  # the same engine
     assert asked(tmp_path) == lines
     assert (tmp_path / "out.jsonl").read_bytes() == first
 

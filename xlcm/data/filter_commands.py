@@ -11,6 +11,8 @@ from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
+SAME = {"nb": "no", "nn": "no", "fil": "tl", "hr": "sr", "bs": "sr", "id": "ms"}
+"""Languages that an identifier can't tell apart in one sentence."""
 Actions = argparse._SubParsersAction
 
 
@@ -92,7 +94,8 @@ def reason(
         found = signals.get("language")
         if found is None:
             return "no language" if _lacks(caption, "language", missing, where) else None
-        if found != caption.lang.partition("-")[0]:
+        wanted = caption.lang.partition("-")[0]
+        if SAME.get(str(found), found) != SAME.get(wanted, wanted):
             return "another language"
     return None
 

@@ -51,7 +51,8 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
             engine.check(target, config.source)
     similarity = _similarity(config) if accelerator.is_main_process else None
     engine.to(accelerator.device)
-    spec = {**config.engine}
+    # a command that needs more patience than was thought is still the same engine
+    spec = {k: v for k, v in config.engine.items() if k not in ("tries", "timeout_s")}
     folder = config.memory or f"{config.output}.memory"
     rank, world = accelerator.process_index, accelerator.num_processes
     if accelerator.is_main_process:
