@@ -12,7 +12,10 @@ EVAL = ["mteb>=1.30"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 TRACK = ["tensorboard>=2.16", "wandb>=0.18"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
-TEST = ["pytest>=8.0,<10", "pytest-cov>=5.0", "hypothesis>=6.100"]
+TEST = [
+    "pytest>=8.0,<10", "pytest-cov>=5.0", "hypothesis>=6.100",
+    *VIDEO, *FEATURES, *TRANSLATE, *STREAM, "webdataset>=0.2.86",  # or their tests would be skipped
+]  # fmt: skip
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "pre-commit>=3.8"]
 
 setup(
