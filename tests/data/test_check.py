@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -285,6 +286,15 @@ def test_an_item_without_picture_is_bad_where_pictures_are_read(folder):
     (fault,) = find_bad_rows(folder.dataset())
     assert (fault.kind, fault.item, fault.caption) == ("image_missing", "i3", None)
     assert find_bad_rows(folder.dataset(), visual="none") == []
+
+
+def test_features_of_any_format_stand_for_pictures(folder):
+    for _ in range(3):
+        folder.item(image=...)
+    file = folder.path / "features.npz"
+    np.savez(file, **{f"i{n}": np.ones(4, np.float32) for n in (0, 1, 2, 3, 5)})
+    assert folder.check(features=file).counts == {"feature_missing": 1}
+    assert folder.check().counts == {"no_visual": 3}
 
 
 def test_bad_rows_of_features(folder):

@@ -20,6 +20,7 @@ from xlcm.data.faults import (
     chunks,
     feature_fault,
 )
+from xlcm.data.feature_formats import open_features
 from xlcm.data.features import FeatureStore
 from xlcm.data.looks import Looker, looker
 from xlcm.data.manifest import DataError, lines, parse_item
@@ -115,7 +116,8 @@ def check_manifest(
         path: the manifest.
         images: whether to open and decode the pictures.
         image_root: what their paths start from; the manifest's folder by default.
-        features: the folder of a feature store, whose shards and values are checked too.
+        features: a feature store, or features of another format; its values are checked too.
+            Items need no picture then.
         tokenizer: to count the captions that it would cut.
         max_length: of a caption, in characters.
         contents: whether to compare the pictures' bytes, which finds the same picture under two
@@ -125,13 +127,13 @@ def check_manifest(
 
     Raises:
         FileNotFoundError: if there is no such manifest.
-        DataError: if `features` is no feature store.
+        DataError: if `features` can't be opened.
     """
     check = _Check(
         CheckReport(str(path)),
         Path(path),
         Path(image_root) if image_root is not None else Path(path).parent,
-        FeatureStore(features) if features is not None else None,
+        open_features(features) if features is not None else None,
         tokenizer,
         max_length,
         images,
@@ -216,7 +218,8 @@ class _Check:
         self.contents_by_line.update(contents)
 
     def _other_visuals(self, item: Item) -> None:
-        if item.image is None and item.video is None and item.features is None:
+        named = (item.image, item.video, item.features)
+        if self.store is None and all(name is None for name in named):
             said = f"item {item.id!r} has neither image nor video nor features"
             self.report.add(Fault(item.where, item.id, None, "no_visual", said))
         fault = feature_fault(item, self.store, feature_key(item))

@@ -50,7 +50,7 @@ def _add_check(actions: Actions[argparse.ArgumentParser]) -> None:
     parser.add_argument("path", help="the manifest")
     parser.add_argument("--no-images", action="store_true", help="don't open the pictures")
     parser.add_argument("--image-root", help="what image paths start from (default: its folder)")
-    parser.add_argument("--features", metavar="FOLDER", help="a feature store to check as well")
+    parser.add_argument("--features", metavar="PATH", help="features to check as well")
     parser.add_argument(
         "--tokenizer", metavar="FILE",
         help="a sentencepiece .model, or a tokenizer's folder, file or hub id: count what it cuts",
