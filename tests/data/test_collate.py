@@ -171,8 +171,9 @@ def test_a_row_depends_on_seed_epoch_item_and_slot_and_not_on_its_neighbours():
     others = [
         make(rows(5, epoch=1)), make(rows(5, slot=1)), collator(augment=AUGMENT, seed=2)(rows(5)),
     ]  # fmt: skip
+    others += [make([Row(5, 0, 0, n)]) for n in (1, 2)]  # again in the same epoch
     pixels = {b.visual.pixels.numpy().tobytes() for b in (alone, *others)}
-    assert len(pixels) == 4
+    assert len(pixels) == 6
 
 
 def test_without_augmentation_pictures_are_the_same_in_each_epoch():

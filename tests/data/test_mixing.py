@@ -1,6 +1,7 @@
 """Several corpora, and shards, in one order: shares, no overlap, no dependence on processes."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def test_quotas_follow_the_temperature_and_keep_the_sum():
     assert sum(quotas([7, 11, 1000], 3.0)) == 1018
     evened = quotas([10, 1000], 1e9)
     assert evened == [505, 505]
+    assert quotas([1_000_000, 10], 0.01) == [1_000_010, 0]
 
 
 def test_each_epoch_has_the_asked_share_of_each_corpus():
@@ -55,6 +57,24 @@ def test_a_lifted_corpus_comes_equally_often_and_a_lowered_one_goes_on_where_it_
     assert counts[:30].max() - counts[:30].min() <= 1
     assert counts[30:].max() - counts[30:].min() <= 1
     assert counts[:30].min() > counts[30:].max()
+
+
+def test_a_row_that_comes_again_in_an_epoch_says_how_often_it_came():
+    evened = replace(TWO, temperature=1e6)  # 100 rows of 30 items
+    batching = StreamBatching(np.ones(200, int), 20, evened)
+    whole = RowStream(batching)
+    rows = [row for _, batch in zip(range(20), whole) for row in batch]  # two epochs
+    assert len(set(rows)) == len(rows)
+    assert max(row.repeat for row in rows) == 3
+    met = Counter()
+    for row in rows:
+        assert row.repeat == met[row[:3]]
+        met[row[:3]] += 1
+    resumed = RowStream(batching, rank=1, world=2)
+    resumed.start_at(0, 7)
+    assert next(iter(resumed)) == rows[7 * 20 + 10 : 8 * 20]
+    followed = StreamBatching(np.ones(200, int), 20, replace(TWO, temperature=1.0))
+    assert {row.repeat for _, batch in zip(range(10), RowStream(followed)) for row in batch} == {0}
 
 
 def test_corpora_are_mixed_within_batches_and_epochs_differ():

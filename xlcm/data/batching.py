@@ -19,11 +19,16 @@ SameImage: TypeAlias = Literal["any", "separate", "together"]
 
 
 class Row(NamedTuple):
-    """One training row: the item, its caption where rows go over captions, and the epoch."""
+    """One training row: the item, its caption where rows go over captions, and the epoch.
+
+    `repeat` counts how often the row came before in this epoch, as those of a small corpus of a mix
+    do: captions and changes of the picture are drawn anew each time.
+    """
 
     item: int
     slot: int
     epoch: int
+    repeat: int = 0
 
 
 class Batching:
@@ -90,6 +95,10 @@ class Batching:
             self._arranged = {e: b for e, b in self._arranged.items() if e >= epoch - 1}
             self._arranged[epoch] = arranged
         return self._arranged[epoch]
+
+    def repeats(self, epoch: int) -> np.ndarray | None:
+        """Return `(batches, global_batch)` `Row.repeat`; None where each row comes once at most."""
+        return None
 
     def _arrange(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.seed, epoch, 0xBA7C4])
@@ -183,9 +192,11 @@ class RowStream:
         epoch, batch = self.epoch, self.batch
         each = self.batching.global_batch // self.world
         while True:
-            batches = self.batching.batches(epoch)
+            batches, repeats = self.batching.batches(epoch), self.batching.repeats(epoch)
             while batch < len(batches):
-                mine = batches[batch, self.rank * each : (self.rank + 1) * each]
-                yield [Row(int(item), int(slot), epoch) for item, slot in mine]
+                place = batch, slice(self.rank * each, (self.rank + 1) * each)
+                again = [0] * each if repeats is None else repeats[place].tolist()
+                mine = batches[place].tolist()
+                yield [Row(item, slot, epoch, n) for (item, slot), n in zip(mine, again)]
                 batch += 1
             epoch, batch = epoch + 1, 0

@@ -33,7 +33,7 @@ class Collator:
         tokenizer: of the text tower.
         transform: of the image tower: RGB picture -> uint8 `(3, H, W)`; None: features are read.
         augment: random changes before the transform.
-        seed: with it, the epoch and the row, every draw is fixed.
+        seed: with it, the epoch, the row and its repeat in the epoch, every draw is fixed.
         slot_view: the view whose captions the rows' slots number; None: captions are drawn.
         only: the views that are tokenised, as a config names them; None: all.
         extra: captions of a view once more, for another tokenizer (a teacher's): name in
@@ -87,7 +87,8 @@ class Collator:
         drawn, names, visuals = [], [], []
         fixed = self.augment is None or self.transform is None
         for row in rows:
-            random = np.random.default_rng([self.seed, row.epoch, row.item, row.slot])
+            again = [row.repeat] if row.repeat else []
+            random = np.random.default_rng([self.seed, row.epoch, row.item, row.slot, *again])
             item = self.dataset[row.item]
             names.append(item.id)
             drawn.append(self._captions(item, row, random))

@@ -150,7 +150,8 @@ def quotas(rows: Sequence[int], temperature: float) -> list[int]:
 
     Shares are proportional to `rows ** (1 / temperature)`, rounded so that the sum is kept.
     """
-    weights = np.array(rows, dtype=np.float64) ** (1 / temperature)
+    sizes = np.array(rows, dtype=np.float64)
+    weights = (sizes / sizes.max()) ** (1 / temperature)  # at most 1: low temperatures overflow
     exact = weights / weights.sum() * sum(rows)
     whole = np.floor(exact).astype(np.int64)
     left = int(sum(rows) - whole.sum())

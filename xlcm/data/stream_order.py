@@ -71,6 +71,20 @@ class StreamBatching(Batching):
             bucket_batches=bucket_batches,
         )
 
+    def repeats(self, epoch: int) -> np.ndarray | None:
+        """Return `(batches, global_batch)` `Row.repeat`; None where each row comes once at most."""
+        if self.quotas == self.rows:  # an epoch is one pass over each corpus
+            return None
+        batches = self.batches(epoch)
+        rows = batches.reshape(-1, 2).astype(np.int64)
+        named = rows[:, 0] * (int(self.slots.max()) + 1) + rows[:, 1]
+        order = np.argsort(named, kind="stable")
+        first = np.flatnonzero(np.diff(named[order], prepend=-1))
+        counted = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
+        found = np.empty(len(rows), dtype=np.int32)
+        found[order] = counted
+        return found.reshape(batches.shape[:2])
+
     def _order(self, epoch: int, random: np.random.Generator) -> np.ndarray:
         of = np.repeat(np.arange(len(self.items)), self.quotas)
         if len(self.items) > 1:
