@@ -6,7 +6,8 @@ from test_csv import picture
 
 from xlcm.cli import main
 from xlcm.data.check import check_manifest
-from xlcm.data.manifest import read_manifest
+from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.sources.folder import Folder
 
 
 @pytest.fixture
@@ -97,3 +98,20 @@ def test_a_wrong_encoding_and_a_missing_choice_are_named(root, capsys):
     assert "a.en.txt:2: not UTF-8" in capsys.readouterr().err
     assert command(root) == 2
     assert "--split-folders" in capsys.readouterr().err
+
+
+def test_a_linked_folder_is_counted_and_an_unreadable_one_named(tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "a.jpg").touch()
+    (tmp_path / "near" / "linked").symlink_to(tmp_path / "far")
+    reader = Folder(tmp_path / "near", split="train", lang="en")
+    assert [item.id for item in reader.items()] == ["a"]
+    assert reader.skipped.places == {"links to folders": [str(tmp_path / "near" / "linked")]}
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", closed)
+    with pytest.raises(DataError, match="near: can't be read: Permission denied"):
+        list(reader.items())

@@ -123,3 +123,22 @@ def test_a_clip_of_unknown_part_or_twice_and_a_sentence_without_clip_are_named(t
         msrvtt(tmp_path)
         put(tmp_path / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
         assert word in fails(capsys, tmp_path, "msrvtt", "--split", "full")
+
+
+def test_a_sentence_with_commas_outside_quotes_is_refused_not_cut(tmp_path, capsys):
+    msrvtt(tmp_path)
+    csv = tmp_path / "MSRVTT_JSFUSION_test.csv"
+    put(csv, "video_id,sentence\nvideo3,a dog, running\n")
+    assert f"{csv}:2: more cells than the 2 columns" in fails(capsys, tmp_path, "msrvtt")
+
+
+def test_translations_of_a_test_that_the_split_lacks_are_refused_not_lost(tmp_path, capsys):
+    msrvtt(tmp_path)
+    put(tmp_path / "de.csv", "video_id,sentence\nvideo3,ein Hund\n")
+    put(tmp_path / "train.txt", "video0\n")
+    put(tmp_path / "test.txt", "video3\n")
+    lists = ("--train-ids", str(tmp_path / "train.txt"), "--test-ids", str(tmp_path / "test.txt"))
+    said = fails(capsys, tmp_path, "msrvtt", "--split", "full", "--translations", "de=de.csv")
+    assert "but --split full" in said
+    words = ("--split", "1k-B", *lists, "--translations", "de=de.csv")
+    assert "test.txt has no sentences" in fails(capsys, tmp_path, "msrvtt", *words)

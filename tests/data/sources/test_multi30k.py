@@ -236,6 +236,20 @@ def test_a_picture_whose_captions_are_empty_is_kept_and_counted(load, root, caps
     assert report["splits"]["train"]["without_captions"] == 1
 
 
+def test_a_translation_of_an_empty_english_line_names_no_source(load, root):
+    line_set(raw(root, "train.en"), 2, "")
+    items = load("--langs", "de", "en")[1]
+    assert [(c.lang, c.of) for c in items["12"].captions] == [("de", None)]
+    assert [c.of for c in items["11"].captions] == ["11#en.0", None]
+
+
+def test_a_folder_without_machine_translations_is_refused(load, tmp_path):
+    write(tmp_path / "mt/train.es", ["x"] * 3)
+    with pytest.raises(DataError, match=r"--mt .*mt: no file there is called .*train\.en2es"):
+        load("--mt", str(tmp_path / "mt"))
+    assert not load.out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

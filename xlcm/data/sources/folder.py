@@ -62,7 +62,7 @@ class Folder:
     """Reads pictures and text files of one folder and all below it, in order of their names.
 
     Args:
-        root: hidden files and folders are not looked at.
+        root: hidden files and folders are not looked at, linked folders are counted as left out.
         split: of all; None: the name of the first folder below the root.
         lang: of text files that name none.
         lang_names: codes to rename.
@@ -120,8 +120,14 @@ class Folder:
                 yield self._item(folder, stem, name, of_stem[stem])
 
     def _walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
-        for folder, below, files in os.walk(self.root):
+        def refuse(error: OSError) -> None:
+            raise DataError(f"{error.filename}: can't be read: {error.strerror}") from error
+
+        for folder, below, files in os.walk(self.root, onerror=refuse):
             below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in below:
+                if os.path.islink(os.path.join(folder, name)):
+                    self.skipped.add(os.path.join(folder, name), "links to folders")
             files = sorted(name for name in files if not name.startswith("."))
             pictures = [name for name in files if name.lower().endswith(ENDINGS)]
             yield Path(folder), pictures, [name for name in files if name.endswith(".txt")]

@@ -114,6 +114,7 @@ class Annotations:
             DataError: for a listed clip that has no annotations, or is in two lists.
         """
         if args.split == "full":
+            self._refuse_tests("--split full")
             for split in ("train", "val", "test"):
                 yield from self._some([c for c, part in self.parts.items() if part == split], split)
             return
@@ -134,11 +135,19 @@ class Annotations:
                                 "don't belong together")  # fmt: skip
         if both := [clip for clip in train if clip in test]:
             raise DataError(f"{path}: clip {both[0]!r} is in the training list too")
-        yield from self._some(train, "train")
         sentences = test if any(where for where, _ in test.values()) else None
+        if sentences is None:
+            self._refuse_tests(f"{path} has no sentences")
+        yield from self._some(train, "train")
         yield from self._some(list(test), "test", sentences)
         if strange := [clip for clip in self.tests if clip not in test]:
             raise DataError(f"--translations: clip {strange[0]!r} is not in the test {path}")
+
+    def _refuse_tests(self, why: str) -> None:
+        """Refuse translations of one-sentence tests where the test has all its sentences."""
+        if self.tests:
+            raise DataError(f"--translations: a .csv translates a test of one sentence a clip, but "
+                            f"{why}; give a .json with sen_id")  # fmt: skip
 
     def _some(
         self, clips: list[str], split: str, test: Mapping[str, tuple[str, str]] | None = None

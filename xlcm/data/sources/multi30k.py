@@ -120,6 +120,9 @@ def plan(args: argparse.Namespace) -> Plan:
             raise DataError(f"--tests {unknown[0]}: task 2 has only test_2016_flickr")
         wanted = [split for split in wanted if split in TASK2]
     files = [file for split in wanted for file in _files(args, inside, split, langs)]
+    if args.mt and not any(file.engine for file in files):
+        raise DataError(f"--mt {args.mt}: no file there is called <split>.en2<lang>, such as "
+                        f"{wanted[0]}.en2es")  # fmt: skip
     splits = [split for split in wanted if any(f.split == split for f in files)]
     for lang in langs:
         if not any(file.lang == lang for file in files):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xlcm.data.languages import language_name
@@ -63,17 +63,21 @@ def read_split(
     english = _english(root, split, image_list, files, len(names), path)
     for i, name in enumerate(names):
         key = name.removesuffix(".jpg")
-        captions = []
+        captions: list[Caption] = []
+        written = set()
         for file, there, texts in read:
             identity = f"{key}#{file.lang}{file.kind}.{file.index}"
             if not texts[i]:
                 skipped.add(f"{there}:{i + 1}")
                 continue
+            written.add(identity)
             of = english[i] if file.source and english else None
             captions.append(
                 Caption(identity, file.lang, texts[i], "mt" if file.engine else "human",
                         f"{key}#en.{of}" if of is not None else None, file.engine)
             )  # fmt: skip
+        # an empty English line has no caption that a translation could name
+        captions = [c if c.of in written else replace(c, of=None) for c in captions]
         yield Item(key, split, tuple(captions), image=name, where=f"{path}:{i + 1}")
 
 

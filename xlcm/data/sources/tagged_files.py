@@ -194,7 +194,7 @@ def read_sentences(path: Path, *, sentence: bool = True) -> Iterator[tuple[str, 
         sentence: whether the second column is needed.
 
     Raises:
-        DataError: naming the missing column, or the line without a video.
+        DataError: naming the missing column, or the line without a video or with a cell too many.
     """
     numbers: list[int] = []
 
@@ -212,6 +212,9 @@ def read_sentences(path: Path, *, sentence: bool = True) -> Iterator[tuple[str, 
                                 f"{', '.join(reader.fieldnames or ()) or 'none'}")  # fmt: skip
         for row in reader:
             where = f"{path}:{numbers[-1]}"
+            if None in row:
+                raise DataError(f"{where}: more cells than the {len(reader.fieldnames or ())} "
+                                "columns; a sentence with commas must stand in quotes")  # fmt: skip
             if not row["video_id"] or (sentence and row["sentence"] is None):
                 raise DataError(f"{where}: expected {', '.join(needed)}, got {row!r}")
             yield (
