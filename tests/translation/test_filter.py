@@ -66,6 +66,8 @@ def test_all_captions_of_an_engine_can_be_left_out(manifest):
     [
         (["--min", "back_crf=50"], "no signal 'back_crf'; did you mean 'back_chrf'"),
         (["--min", "back_chrf"], "expected SIGNAL=NUMBER"),
+        (["--min", "back_chrf=nan"], "expected SIGNAL=NUMBER"),
+        (["--min", "cn:back_chrf=40"], "did you mean 'zh'"),
         (["--max", "language=3"], "is the word 'de'"),
         ([], "nothing to filter by"),
     ],

@@ -14,6 +14,8 @@ def test_the_way_back_is_scored_as_sacrebleu_scores_it():
     assert found["back_chrf"] == round(sacrebleu.sentence_chrf(back, [source]).score, 1)
     assert found["back_bleu"] == round(sacrebleu.sentence_bleu(back, [source]).score, 1)
     assert measure(["back"], source, "en", "Ein Hund.", "de", None) == ()
+    nothing = dict(measure(["back"], source, "en", "Ein Hund.", "de", ""))
+    assert nothing == {"back_chrf": 0.0, "back_bleu": 0.0}
     same = dict(measure(["back"], source, "en", "Ein Hund.", "de", source))
     assert same == {"back_chrf": 100.0, "back_bleu": 100.0}
 
@@ -26,7 +28,7 @@ def test_words_that_were_not_translated_count_as_copied():
 
 @pytest.mark.parametrize(
     ("text", "lang", "share"),
-    [("Ein Hund.", "de", 1), ("Ein Hund.", "ru", 0), ("собака", "ru", 1), ("犬が走る", "ja", 1),
+    [("Ein Hund.", "de", 1), ("Ein Hund.", "ru", 0), ("собака", "ru", 1), ("犬が走る", "ja", 1), ("人々", "ja", 1),
      ("一只狗", "zh", 1), ("一只dog", "zh", 0.4), ("123 !", "zh", 1), ("कुत्ता", "hi", 1),
      ("пас", "sr-Latn", 0), ("pas", "sr-Latn", 1), ("개가 달린다", "ko", 1), ("كلب", "ar", 1)],
 )  # fmt: skip
@@ -42,6 +44,8 @@ def test_the_language_is_identified():
     pytest.importorskip("py3langid")
     text = "Ein kleiner Junge spielt mit seinem Hund auf der Wiese hinter dem Haus."
     assert dict(measure(["language"], "x", "en", text, "de")) == {"language": "de"}
+    assert "language" in dict(measure(["language"], "x", "en", text, "nb"))  # taken for `no`
+    assert measure(["language"], "x", "en", text, "bo") == ()  # which it doesn't know
 
 
 def test_words_are_cut_where_they_are_spaced():

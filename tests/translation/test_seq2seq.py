@@ -70,6 +70,21 @@ def test_texts_that_are_too_long_are_counted(model):
     assert engine.cut == 1
 
 
+def test_texts_of_a_batch_that_is_halved_are_counted_once(model, monkeypatch):
+    engine = Seq2Seq(model=str(model), beams=1, max_new_tokens=2)
+    engine.translate(["a dog"], "en", "de")
+    generate = engine._network.generate
+
+    def small(**given):
+        if len(given["input_ids"]) > 1:
+            raise torch.OutOfMemoryError
+        return generate(**given)
+
+    monkeypatch.setattr(engine._network, "generate", small)
+    engine.translate(["a red dog " * 40, "a dog"], "en", "de")
+    assert engine.cut == 1
+
+
 def test_marian_has_a_model_for_each_pair(tmp_path):
     marian(tmp_path / "en-de", seed=1), marian(tmp_path / "de-en", seed=2)
     pattern = str(tmp_path / "{source}-{target}" / "model")
@@ -87,6 +102,10 @@ def test_marian_with_several_targets_is_told_by_a_mark(tmp_path):
     engine = Seq2Seq(model=str(folder), beams=1, max_new_tokens=8)
     marks = {lang: engine_mark(engine, lang) for lang in ("de", "fr", "pt")}
     assert marks == {"de": ">>deu<<", "fr": ">>fr<<", "pt": ">>pt_br<<"}
+    both = marian(tmp_path / "both", marks=(">>pt<<", ">>pt_br<<"))
+    engine_of_both = Seq2Seq(model=str(both), beams=1, max_new_tokens=8)
+    assert engine_mark(engine_of_both, "pt-BR") == ">>pt_br<<"
+    assert engine_mark(engine_of_both, "pt") == ">>pt<<"
     with pytest.raises(ConfigError, match=r"no target 'ja'.*>>deu<<.*codes"):
         engine.check("en", "ja")
 

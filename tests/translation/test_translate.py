@@ -12,10 +12,11 @@ import pytest
 import tiny
 
 from xlcm.cli import main as xlcm
-from xlcm.config import ConfigError, check
+from xlcm.config import ConfigError, build, check
 from xlcm.data.check import check_manifest
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.models.dual_encoder import DualEncoder
+from xlcm.translation.engines import engines
 from xlcm.translation.memory import Memory
 from xlcm.translation.scenes_table import ScenesTable
 from xlcm.translation.settings import TranslateConfig
@@ -69,6 +70,22 @@ def run_in_pool(given):
     processes = tiny.join_pool()
     run(given)
     return processes
+
+
+def cut_in_pool(given):
+    """Translate with an engine that cuts every text; return how many it says were cut."""
+    tiny.join_pool()
+    whole = ScenesTable.translate
+
+    def cutting(self, texts, source, target):
+        self.cut += len(texts)
+        return whole(self, texts, source, target)
+
+    ScenesTable.translate = cutting
+    try:
+        return run(given)["cut"]
+    finally:
+        ScenesTable.translate = whole
 
 
 def shouting(folder, pause=0.0):
@@ -130,6 +147,24 @@ def test_several_processes_write_the_manifest_of_one(manifest, tmp_path, process
     table = config(manifest, output=str(tmp_path / "again.jsonl"))
     processes.run(world, run_in_pool, table)
     assert (tmp_path / "again.jsonl").read_bytes() == alone
+
+
+def test_texts_that_were_cut_are_counted_over_all_processes(manifest, processes):
+    assert processes.run(2, cut_in_pool, config(manifest, back=False)) == [31, 31]
+
+
+def test_what_comes_back_blank_scores_nothing(manifest, tmp_path):
+    pytest.importorskip("sacrebleu")
+    (tmp_path / "half.py").write_text(
+        "import sys\nfor line in sys.stdin: print(line.strip() if sys.argv[1] == 'en' else '')\n"
+    )
+    line = f"{sys.executable} {tmp_path / 'half.py'} {{source}}"
+    engine = {"name": "command", "command": line, "label": "half"}
+    assert run(config(manifest, engine=engine, quality=["back"])) == {
+        "mt fr": 39, "blank": 1, "cut": 0
+    }  # fmt: skip
+    made = [c for i in read_manifest(tmp_path / "out.jsonl") for c in i.captions if c.of]
+    assert {dict(c.quality)["back_chrf"] for c in made} == {0.0}
 
 
 def test_a_run_that_was_killed_goes_on_without_a_lost_or_doubled_line(
@@ -196,6 +231,12 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
     file.write_bytes(whole.replace(b'["en"', b"[en", 1))
     with pytest.raises(DataError, match=rf"{file.name}:1: damaged.*delete this line"):
         Memory(tmp_path / "m", {"name": "x"})
+
+
+def test_a_command_that_writes_nothing_has_not_translated_one_text():
+    engine = {"name": "command", "command": "true", "label": "x", "tries": 1}
+    with pytest.raises(DataError, match="wrote 0 lines for 1"):
+        build(engines, engine).translate(["A dog."], "en", "de")
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item
@@ -49,14 +51,19 @@ class Bound:
         """Read `back_chrf=40` or `zh:back_chrf=40`.
 
         Raises:
-            DataError: if it is neither.
+            DataError: if it is neither, or of a language that there is not.
         """
         name, _, value = text.partition("=")
         lang, colon, signal = name.rpartition(":")
+        option = "--min" if lowest else "--max"
+        if colon and (fault := language_fault(lang)):
+            raise DataError(f"{option} {text}: {fault}")
         try:
-            return cls(signal, float(value), lowest, lang if colon else None)
+            number = float(value)
+            if math.isnan(number):
+                raise ValueError
+            return cls(signal, number, lowest, lang if colon else None)
         except ValueError:
-            option = "--min" if lowest else "--max"
             raise DataError(
                 f"{option} {text}: expected SIGNAL=NUMBER or LANG:SIGNAL=NUMBER, such as "
                 "back_chrf=40"

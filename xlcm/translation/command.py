@@ -62,7 +62,7 @@ class Command:
         for _ in range(self.tries):
             fault, out = self._once(words, lines)
             if not fault:
-                found = out.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+                found = out.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n") if out else []
                 if len(found) == len(texts):
                     return self._decode(found)
                 fault = f"wrote {len(found)} lines for {len(texts)}"

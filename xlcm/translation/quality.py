@@ -8,7 +8,7 @@ back_bleu       sentence BLEU of the same, 0 to 100                             
 length_ratio    characters of the translation by those of the source               near the pair's
 copied          share of the translation's words that stand in the source as well  low
 script          share of its letters in a script that its language is written in   1
-language        what an identifier takes it for, as a BCP 47 code                   its language
+language        what an identifier takes it for, as a BCP 47 code, if it knows it   its language
 similarity      cosine of a model's vectors of both (`xlcm translate --similarity`)  high
 ==============  =================================================================  =============
 
@@ -34,17 +34,21 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys("ru uk be bg mk sr mn kk ky tg tt ba cv".split(), ("CYRILLIC",)),
     **dict.fromkeys("ar fa ur ps sd ug arz ary ckb pnb".split(), ("ARABIC",)),
     **dict.fromkeys("hi mr ne sa mai bho".split(), ("DEVANAGARI",)),
-    **dict.fromkeys(("zh", "yue", "wuu", "lzh"), ("CJK",)),
+    **dict.fromkeys(("zh", "yue", "wuu", "lzh"), ("CJK", "IDEOGRAPHIC")),
     **dict.fromkeys(("he", "yi"), ("HEBREW",)),
     **dict.fromkeys(("bn", "as"), ("BENGALI",)),
     **dict.fromkeys(("am", "ti"), ("ETHIOPIC",)),
-    "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "ko": ("HANGUL", "CJK"),
+    "ja": ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"),
+    "ko": ("HANGUL", "CJK"),
     "el": ("GREEK",), "th": ("THAI",), "lo": ("LAO",), "km": ("KHMER",), "my": ("MYANMAR",),
     "ka": ("GEORGIAN",), "hy": ("ARMENIAN",), "ta": ("TAMIL",), "te": ("TELUGU",),
     "kn": ("KANNADA",), "ml": ("MALAYALAM",), "gu": ("GUJARATI",), "pa": ("GURMUKHI",),
     "or": ("ORIYA",), "si": ("SINHALA",), "bo": ("TIBETAN",), "dv": ("THAANA",),
 }  # fmt: skip
-"""Language -> the first words of its letters' Unicode names; a language not here: LATIN."""
+"""Language -> the first words of its letters' Unicode names; a language not here: LATIN.
+
+IDEOGRAPHIC is the mark that doubles the sign before it.
+"""
 _IN_TAG = {"Latn": "LATIN", "Cyrl": "CYRILLIC", "Arab": "ARABIC", "Deva": "DEVANAGARI"}
 Quality = tuple[tuple[str, "float | str"], ...]
 
@@ -75,7 +79,8 @@ def measure(
         source_lang: its language.
         text: the translation.
         lang: its language.
-        back: the translation of `text` into `source_lang`, where there is one.
+        back: the translation of `text` into `source_lang`; a blank one scores 0. None: it was not
+            translated back, and has no such signals.
     """
     found: list[tuple[str, float | str]] = []
     if "back" in signals and back is not None:
@@ -88,7 +93,7 @@ def measure(
         found.append(("copied", round(copied(source, text), 3)))
     if "script" in signals:
         found.append(("script", round(script(text, lang), 3)))
-    if "language" in signals:
+    if "language" in signals and identifiable(lang):
         found.append(("language", identify(text)))
     return tuple(found)
 
@@ -146,3 +151,19 @@ def identify(text: str) -> str:
     import py3langid
 
     return str(py3langid.classify(text)[0])
+
+
+def identifiable(lang: str) -> bool:
+    """Return whether py3langid knows a language, or one that it can't tell from it."""
+    from xlcm.data.filter_commands import SAME
+
+    base = lang.partition("-")[0]
+    return not {base, SAME.get(base, base)}.isdisjoint(_identified())
+
+
+@functools.cache
+def _identified() -> frozenset[str]:
+    from py3langid import langid
+
+    langid.classify("")  # loads the model
+    return frozenset(langid.IDENTIFIER.nb_classes)

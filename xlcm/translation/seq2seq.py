@@ -94,7 +94,6 @@ class Seq2Seq:
     def _generate_at_once(self, texts: list[str], forced: int | None) -> list[str]:
         longest = min(self._tokenizer.model_max_length, self._most_positions())
         lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
-        self.cut += sum(length > longest for length in lengths)
         batch = self._tokenizer(
             texts, return_tensors="pt", padding=True, truncation=True, max_length=longest
         ).to(self._device)
@@ -106,6 +105,7 @@ class Seq2Seq:
                 num_beams=self.beams, do_sample=False, max_length=None,
                 max_new_tokens=min(self.max_new_tokens, room), **start,
             )  # fmt: skip
+        self.cut += sum(length > longest for length in lengths)  # here: not of a try that failed
         return self._tokenizer.batch_decode(out, skip_special_tokens=True)
 
     def _most_positions(self) -> int:
@@ -143,7 +143,7 @@ class Seq2Seq:
             return prefix, None
         codes = [self.codes.get(lang) or model_code(lang, family) for lang in (source, target)]
         if family == "marian":
-            return self._marian(codes[1]), None
+            return self._marian(codes[1], target), None
         if family == "madlad":
             self._token(f"<2{codes[1]}>", target)
             return f"<2{codes[1]}> ", None
@@ -163,7 +163,7 @@ class Seq2Seq:
             )
         return FAMILIES[kind]
 
-    def _marian(self, code: str) -> str:
+    def _marian(self, code: str, lang: str) -> str:
         """Return the mark of the target language, in models with several of them."""
         marks = getattr(self._tokenizer, "supported_language_codes", None) or []
         if not marks:
@@ -172,6 +172,9 @@ class Seq2Seq:
         fitting = fitting or [m for m in marks if m == f">>{_three_letters(code)}<<"]
         if f">>{code}<<" in marks:
             fitting = [f">>{code}<<"]
+        if lang not in self.codes:  # that of the very region or script, where there is one
+            exact = lang.replace("-", "_").lower()
+            fitting = [m for m in marks if m.strip("><").lower() == exact] or fitting
         if not fitting:
             raise ConfigError(
                 f"{self._opened} has no target {code!r}, only {', '.join(marks)}; name the one "

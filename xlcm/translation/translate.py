@@ -35,14 +35,17 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
         accelerator: of `accelerate`; its processes share the work.
 
     Returns:
-        On every process how many captions there are of each kind: `mt de`, `back en`, `blank`
-        (without text, not translated), `there before`; and `cut`, texts that this process cut.
+        On the first process how many captions there are of each kind: `mt de`, `back en`, `blank`
+        (without text, not translated), `no translation` (the engine made a blank one), `there
+        before`; and on every process `cut`, texts that any of them cut in this run.
 
     Raises:
         ConfigError: if the engine lacks a language.
         DataError: for a manifest that can't be read, a caption id that is taken, or a memory of
             another engine.
     """
+    from accelerate.utils import gather_object
+
     need_packages(config.quality)
     engine: Engine = build(engines, config.engine)
     for target in config.targets:
@@ -72,7 +75,7 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
     if accelerator.is_main_process:
         counts = _write(config, memory, engine.label, similarity)
     accelerator.wait_for_everyone()
-    counts["cut"] = engine.cut
+    counts["cut"] = sum(gather_object([engine.cut]))
     return counts
 
 
@@ -176,7 +179,9 @@ def _made(
         counts["no translation"] += 1
         return []
     back = memory[target, config.source, text] if config.back else ""
-    quality = measure(config.quality, source, config.source, text, target, back or None)
+    quality = measure(
+        config.quality, source, config.source, text, target, back if config.back else None
+    )
     made = [Caption(identity, target, text, "mt", caption.id, label, (), quality)]
     if back:
         name = f"{identity}.{config.source}"
