@@ -107,3 +107,11 @@ def test_real_line_aligned_files_are_read_whole(shared, tmp_path):
     found = list(read_manifest(out))
     assert len(found) == 1000
     assert all([c.lang for c in item.captions] == ["en", "de", "fr", "cs"] for item in found)
+
+
+def test_two_lists_of_pictures_for_a_split_are_refused(root, capsys):
+    (root / "other.txt").write_text("c.jpg\nd.jpg\n")
+    ids = ["--ids", "train=ids.txt", "train=other.txt"]
+    assert command(root, *ids, "--captions", "train/en=train.en") != 0
+    assert "the pictures of train are named by ids.txt too" in capsys.readouterr().err
+    assert not (root.parent / "m.jsonl").exists()

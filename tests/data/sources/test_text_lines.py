@@ -112,6 +112,9 @@ def test_json_faults_are_named_with_the_line(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(DataError, match="too many brackets"):
         read_json(path)
+    path.write_text("1" * 5_000)
+    with pytest.raises(DataError, match=r"a\.json: not JSON: .*digits"):
+        read_json(path)
 
 
 def test_json_lines_are_numbered_and_faults_named(tmp_path):
@@ -121,9 +124,10 @@ def test_json_lines_are_numbered_and_faults_named(tmp_path):
     path.write_text('{"a": 1}\n[1]\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: expected an object .*\[1\]"):
         list(read_jsonl(path))
-    path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
-        list(read_jsonl(path))
+    for fault in ('{"a": ', '{"a": ' + "1" * 5_000 + "}"):
+        path.write_text('{"a": 1}\n' + fault + "\n")
+        with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
+            list(read_jsonl(path))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,14 @@ def test_translations_into_english_name_the_caption_that_they_are_of(root):
                     ("en", "from ja 0", f"{TEST}#ja.0", "google")]  # fmt: skip
 
 
+def test_a_translation_of_an_empty_caption_names_none(root):
+    empty = {"sentences": [""], "id": 44, "img_path": f"{TEST}.jpg"}
+    other = {"sentences": ["ja"], "id": "36979", "img_path": "36979.jpg"}
+    jsonl(root / TEST_DE, [other, empty])
+    _, items, _ = imported(source, root, "--langs", "de", "--translate-test")
+    assert [(c.text, c.of) for c in items[TEST].captions] == [("from de 0", None)]
+
+
 def test_few_shot_pictures_are_training_data_and_join_english(root):
     _, items, _ = imported(source, root, "--shots", "1", "--flickr30k", "train")
     assert items["77"].split == "train"

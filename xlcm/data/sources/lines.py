@@ -43,11 +43,13 @@ def run(args: argparse.Namespace) -> int:
     if args.mt_from is not None:
         check_lang(args.mt_from, "--mt-from")
     files = [read_file(word, None, None, option="--captions") for word in args.captions]
-    ids = {}
+    ids: dict[str, str] = {}
     for word in args.ids:
         split, equals, path = word.partition("=")
         if not equals or split not in {file.split for file in files}:
             raise DataError(f"--ids {word}: expected SPLIT=FILE, with a split of --captions")
+        if split in ids:
+            raise DataError(f"--ids {word}: the pictures of {split} are named by {ids[split]} too")
         ids[split] = path
     lines = Lines(Path(args.root), files, ids, args.per_image, args.mt_from, args.engine)
     needs = [Need(path, f"pictures of {split}") for split, path in ids.items()]

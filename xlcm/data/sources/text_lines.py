@@ -120,6 +120,8 @@ def read_json(path: str | Path) -> Any:
     except json.JSONDecodeError as error:
         cut = "; the file is cut off, get it again" if error.pos >= len(text.rstrip()) else ""
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{cut}") from error
+    except ValueError as error:  # a number of too many digits
+        raise DataError(f"{path}: not JSON: {error}") from error
     except RecursionError as error:
         raise DataError(f"{path}: too many brackets inside one another") from error
 
@@ -135,7 +137,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # or a number of too many digits
             raise DataError(f"{path}:{number}: not JSON: {error}") from error
         if type(row) is not dict:
             raise DataError(f"{path}:{number}: expected an object {{...}}, got {line[:60]}")

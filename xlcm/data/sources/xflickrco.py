@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ def plan(
             for row in _rows(find(root, file.path)):
                 places.setdefault(row.id, row.file)
                 joined.add(row.id, file.split, _captions(row, file, joined, skipped), row.where)
-        return joined.items(lambda identity: index.find(identity, _place(places[identity])))
+        made = joined.items(lambda identity: index.find(identity, _place(places[identity])))
+        return map(_linked, made)
 
     return Plan(
         name="xflickrco",
@@ -192,6 +193,13 @@ def _captions(row: _Row, file: _File, joined: Joined, skipped: Skipped) -> list[
                         ENGINE) for c in made]  # fmt: skip
     return [Caption(f"{row.id}#en.from-{file.lang}.0", "en", c.text, "mt", c.id, ENGINE)
             for c in made]  # fmt: skip
+
+
+def _linked(item: Item) -> Item:
+    """Return an item whose translations name captions that it has; empty ones were left out."""
+    ids = {c.id for c in item.captions}
+    captions = tuple(c if c.of in ids else replace(c, of=None) for c in item.captions)
+    return replace(item, captions=captions)
 
 
 def _place(file: str) -> str:
