@@ -228,6 +228,30 @@ def test_regions_of_padded_hdf5_are_cut_to_their_number_and_boxes_to_shares(tmp_
         assert torch.equal(boxed["7"], torch.cat([store["7"], wanted], dim=1))
 
 
+def test_regions_of_a_padded_npz_are_cut_to_their_number_and_boxes_to_shares(tmp_path):
+    values = np.random.default_rng(0).normal(size=(2, 3, DIM)).astype(np.float32)
+    corners = np.array([[[0, 0, 50, 100], [25, 50, 100, 200], [0, 0, 0, 0]]] * 2)
+    arrays = {"features": values, "ids": np.array(["7", "8"]), "boxes": corners,
+              "num_boxes": np.array([[2], [1]]), "wh": np.array([[100, 200], [200, 200]])}  # fmt: skip
+    np.savez(tmp_path / "x.npz", **arrays)
+    store = pickle.loads(pickle.dumps(open_features(tmp_path / "x.npz")))
+    assert torch.equal(store["7"], torch.from_numpy(values[0, :2]))
+    assert torch.equal(store["8"], torch.from_numpy(values[1, :1]))
+    assert torch.equal(store.boxes("7"), torch.tensor([[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1]]))
+    assert torch.equal(store.boxes("8"), torch.tensor([[0, 0, 0.25, 0.5]]))
+    np.savez(tmp_path / "x.npz", **{**arrays, "num_boxes": np.array([2])})
+    with pytest.raises(DataError, match=r"'num_boxes' must be \(2,\), got \(1,\)"):
+        open_features(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("write", [npz_by_key, npy_folder])
+def test_an_item_without_any_frame_is_refused(tmp_path, write):
+    store = open_features(write(tmp_path, {**frames(), "none": np.zeros((0, DIM), np.float32)}))
+    assert store["a"].shape == (3, DIM)
+    with pytest.raises(DataError, match=r"'none' can't be read: shape \(0, 6\) is empty"):
+        store["none"]
+
+
 def test_boxes_in_groups_and_in_npz_values_are_found(tmp_path):
     h5py = pytest.importorskip("h5py")
     corners = np.full((3, 4), 0.5, dtype=np.float32)

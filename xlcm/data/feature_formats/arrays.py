@@ -13,7 +13,9 @@ from torch import Tensor
 
 from xlcm.data.feature_formats.base import (
     BOX_NAMES,
+    COUNT_NAMES,
     ID_NAMES,
+    SIZE_NAMES,
     VALUE_NAMES,
     FeatureReader,
     MatrixReader,
@@ -69,8 +71,9 @@ class NpzReader(MatrixReader):
     """An .npz: either a matrix with ids beside it, or one array an item.
 
     The first has `features` (or values, embeddings, feats) and `ids` (or keys, names, image_id),
-    and may have `boxes` `(N, T, 4)`, and `scale` `(D,)`, by which small integers are multiplied; it
-    is read into memory at once, for a zip can't be mapped.
+    and may have `boxes` `(N, T, 4)`, `num_boxes` `(N,)` (how many regions are real), `wh` `(N, 2)`
+    (picture sizes), and `scale` `(D,)`, by which small integers are multiplied; it is read into
+    memory at once, for a zip can't be mapped.
     """
 
     _zip: Any
@@ -80,6 +83,8 @@ class NpzReader(MatrixReader):
         self._values: str | None = None
         self._box_name: str | None = None
         self._scale: np.ndarray | None = None
+        self._counts: np.ndarray | None = None
+        self._sizes: np.ndarray | None = None
         names = list(self._zipped().files)
         self._values = first_of(VALUE_NAMES, names)
         named = first_of(ID_NAMES, names)
@@ -101,6 +106,9 @@ class NpzReader(MatrixReader):
             kind: Kind = "pooled" if matrix.ndim == 2 else "tokens"
             dim = matrix.shape[-1]
             self._box_name = first_of(BOX_NAMES, names) if kind == "tokens" else None
+            if kind == "tokens":
+                self._counts = self._column(first_of(COUNT_NAMES, names), (len(matrix),))
+                self._sizes = self._column(first_of(SIZE_NAMES, names), (len(matrix), 2))
             if "scale" in names:
                 self._scale = self._entry("scale").astype(np.float32)
         elif names:
@@ -113,6 +121,19 @@ class NpzReader(MatrixReader):
             raise DataError(f"{path}: there is nothing in it")
         super().__init__(path, kind=kind, dim=dim, places=places, files=[path],
                          boxes=self._box_name is not None)  # fmt: skip
+
+    def _column(self, name: str | None, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return an array of numbers about each row, if there is one."""
+        if name is None:
+            return None
+        found = self._entry(name)
+        if found.size != np.prod(shape):
+            raise DataError(f"{self.folder}: {name!r} must be {shape}, got {found.shape}",
+                            kind="feature_unreadable")  # fmt: skip
+        return found.reshape(shape)
+
+    def _cut(self, place: int, found: np.ndarray) -> np.ndarray:
+        return found if self._counts is None else found[: max(int(self._counts[place]), 1)]
 
     def _closed(self) -> tuple[str, ...]:
         return ("_matrix", "_zip", "_box_values")
@@ -155,7 +176,7 @@ class NpzReader(MatrixReader):
     def _read(self, place: Any) -> np.ndarray:
         if self._values is None:
             return self._entry(place)
-        row = self._matrix[place]
+        row = self._cut(place, self._matrix[place])
         return row if self._scale is None else row * self._scale
 
     def rows(self, keys: Sequence[str]) -> Tensor:
@@ -168,7 +189,8 @@ class NpzReader(MatrixReader):
     def _read_boxes(self, place: Any) -> tuple[np.ndarray, tuple[float, float] | None]:
         if self._box_values is None:
             self._box_values = self._entry(str(self._box_name))
-        return plain(self._box_values[place], "tokens"), None
+        size = None if self._sizes is None else self._sizes[place].tolist()
+        return self._cut(place, plain(self._box_values[place], "tokens")), size
 
 
 class SafetensorsReader(MatrixReader):

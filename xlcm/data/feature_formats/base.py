@@ -109,6 +109,8 @@ class FeatureReader(FeatureStore):
         if value.ndim != (1 if self.kind == "pooled" else 2) or value.shape[-1] != self.dim:
             wanted = f"({self.dim},)" if self.kind == "pooled" else f"(T, {self.dim})"
             self._unreadable(key, f"shape {found.shape}, where the first item has {wanted}")
+        if not len(value):
+            self._unreadable(key, f"shape {found.shape} is empty")
         return torch.from_numpy(np.array(value, dtype=np.float32))
 
     def boxes(self, key: str) -> Tensor:
