@@ -278,6 +278,16 @@ def test_a_key_that_stands_for_two_pictures_is_told(tiny_data, saved, tmp_path):
     assert encode(of_model(tmp_path / "same", saved, data=[first, dict(first)])) == 0
 
 
+def test_a_key_that_stands_for_two_pictures_of_one_manifest_is_told(tiny_data, saved, tmp_path):
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)
+    line = next(line for line in lines if '"val0"' in line)
+    (tmp_path / "twice.jsonl").write_text(line + line.replace('"val0.png"', '"val1.png"'))
+    data = [{"name": "manifest", "path": str(tmp_path / "twice.jsonl"), "split": "val",
+             "image_root": str(tiny_data)}]  # fmt: skip
+    with pytest.raises(DataError, match=r"twice\.jsonl:2: key 'val0' stands for .*val1\.png"):
+        encode(of_model(tmp_path, saved, data=data))
+
+
 def test_a_model_of_features_has_no_tower_for_pictures(tiny_data, tmp_path):
     DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"]).save_pretrained(tmp_path / "m")
     with pytest.raises(ConfigError, match=r"reads features of width 8 and no pictures"):

@@ -144,7 +144,7 @@ class Filling:
 
         Raises:
             DataError: at a picture that can't be read, or if more can't than may be skipped; if
-                another dataset has another picture under the same key.
+                another item has another picture under the same key.
         """
         skipped: list[Fault] = []
         keys: dict[int, str] = {}
@@ -202,10 +202,11 @@ class Filling:
             self.pictures[key] = (source, picture)
             return False
         before = self.pictures[key]
-        if before[0] != source and before[1] != picture:
+        if before[1] != picture and (isinstance(dataset, ManifestDataset) or before[0] != source):
             raise DataError(
                 f"{item.where or dataset.name}: key {key!r} stands for {picture} here and for "
-                f"{before[1]} in {before[0]}: encode them into folders of their own"
+                f"{before[1]} in {before[0]}: give each a key of its own, or encode the datasets "
+                "into folders of their own"
             )
         return True
 
