@@ -228,9 +228,18 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
         file.write_bytes(whole[:cut])
         again = Memory(tmp_path / "m", {"name": "x"})
         assert len(again) == whole[:cut].count(b"\n")
-    file.write_bytes(whole.replace(b'["en"', b"[en", 1))
-    with pytest.raises(DataError, match=rf"{file.name}:1: damaged.*delete this line"):
-        Memory(tmp_path / "m", {"name": "x"})
+    for damaged in (whole.replace(b'["en"', b"[en", 1), b"null\n" + whole, b"[1, 2]\n" + whole):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{file.name}:1: damaged.*delete this line"):
+            Memory(tmp_path / "m", {"name": "x"})
+
+
+def test_a_command_that_can_not_be_started_is_named(tmp_path):
+    (tmp_path / "plain.txt").write_text("no program")
+    for name, message in (("plain.txt", "can't be started"), ("gone", "there is no command")):
+        engine = {"name": "command", "command": str(tmp_path / name), "label": "x", "tries": 1}
+        with pytest.raises(ConfigError, match=message):
+            build(engines, engine).translate(["A dog."], "en", "de")
 
 
 def test_a_command_that_writes_nothing_has_not_translated_one_text():

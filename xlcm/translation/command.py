@@ -77,6 +77,8 @@ class Command:
             done = subprocess.run(words, input=lines, capture_output=True, timeout=self.timeout_s)
         except FileNotFoundError:
             raise ConfigError(f"there is no command {words[0]!r}") from None
+        except OSError as error:
+            raise ConfigError(f"command {words[0]!r} can't be started: {error}") from error
         except subprocess.TimeoutExpired:
             return f"not done after {self.timeout_s:g} s", b""
         if done.returncode:

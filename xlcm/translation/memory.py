@@ -80,7 +80,7 @@ class Memory:
     def _learn(self, path: Path, number: int, line: bytes) -> None:
         try:
             source, target, text, translation = json.loads(line)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # no JSON, or no list of four
             raise DataError(
                 f"{path}:{number}: damaged ({error}); delete this line: its text is then "
                 "translated again"
