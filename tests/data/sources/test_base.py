@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.sources import xtd10
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
 from xlcm.types import Caption, Item
 
@@ -184,6 +185,16 @@ def test_a_manifest_from_elsewhere_is_compared_as_far_as_its_ids_allow(load):
     mine = plan([item("0012", "test")], key=lambda i: f"coco:{int(i.id)}")
     report = load(mine, "--against", str(old))[2]
     assert [r["first"] for r in report["against"]] == [["coco:12"]]
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("xtd10", "csv"), ("csv", "xtd10"), ("csv", "lines")])
+def test_pictures_of_a_users_own_files_are_found_by_their_ids(load, mine, theirs):
+    keys = {"xtd10": xtd10.picture_key}
+    shown = item("COCO_val2014_000000000012")
+    load(replace(plan([shown], key=keys.get(theirs)), name=theirs), out="old.jsonl")
+    old = load.out.with_name("old.jsonl")
+    report = load(replace(plan([shown], key=keys.get(mine)), name=mine), "--against", str(old))[2]
+    assert [r["pictures"] for r in report["against"]] == [1]
 
 
 # -- pictures -----------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from xlcm.types import Item
 
 Keys = dict[str, dict[str, set[str]]]
 """Manifest -> split -> keys of its pictures."""
+OWN = frozenset({"coco-json", "csv", "folder", "hf", "jsonl", "lines"})
+"""Readers of a user's own files: only the ids can say which pictures they show."""
 
 
 class Report:
@@ -178,15 +180,16 @@ def _told(leak: Mapping[str, Any]) -> str:
 def overlaps(plan: Plan, paths: Sequence[str]) -> Keys:
     """Return the keys of other manifests' pictures.
 
-    A manifest whose report names its source is read by that source's `picture_key`; any other by
-    this plan's key, as if it came from the same source.
+    A manifest whose report names its source is read by that source's `picture_key`; any other, and
+    a user's own files, by this plan's key, as if it came from the same source. When this plan
+    reads a user's own files, ids are compared with ids.
 
     Raises:
         DataError: for what is no manifest.
     """
     keys: Keys = {}
     for path in paths:
-        key = _key_of(path) or plan.key or _own_id
+        key = plan.key or _own_id if plan.name in OWN else _key_of(path) or plan.key or _own_id
         if not Path(path).is_file():
             raise DataError(f"--against {path}: no such manifest")
         splits = keys.setdefault(path, {})
@@ -209,7 +212,7 @@ def _key_of(path: str) -> Callable[[Item], str] | None:
         source = json.loads(report.read_text(encoding="utf-8"))["source"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{report}: no report of an import: {error!r}") from error
-    if source not in SOURCES:
+    if source not in SOURCES or source in OWN:
         return None
     return getattr(importlib.import_module(SOURCES[source]), "picture_key", _own_id)
 
