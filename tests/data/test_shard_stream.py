@@ -23,12 +23,12 @@ def source(tmp_path, monkeypatch):
     monkeypatch.setenv("XLCM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
 
-    def write(spoil=False):
+    def write(spoil=False, silent=()):
         rows = {
             "picture": [{"bytes": b"<html>" if spoil and n == 3 else png(n), "path": None}
                         for n in range(7)],
             "english": [f"a picture of {n} dots" for n in range(7)],
-            "german": [f"ein Bild mit {n} Punkten" for n in range(7)],
+            "german": ["" if n in silent else f"ein Bild mit {n} Punkten" for n in range(7)],
         }  # fmt: skip
         features = datasets.Features(
             picture=datasets.Image(), english=datasets.Value("string"),
@@ -70,6 +70,14 @@ def test_a_row_that_is_no_picture_stops_or_is_named(source, tmp_path, capsys):
     assert not list(tmp_path.glob("*out*"))
     assert command(folder, tmp_path / "out", "--bad-pictures", "drop") == 1
     assert len(Shards(path=str(tmp_path / "out"))) == 6
+
+
+def test_captions_without_text_are_told_and_not_counted_as_items(source, tmp_path, capsys):
+    assert command(source(silent=(1, 2)), tmp_path / "out") == 0
+    said = "".join(capsys.readouterr())
+    assert "2 captions without text, such as at" in said
+    assert "7 items in 3 shards, 0 left out" in said
+    assert [len(Shards(path=str(tmp_path / "out"))[n].captions) for n in range(3)] == [2, 1, 1]
 
 
 def test_pictures_outside_the_rows_and_rows_gathered_into_items_are_refused(

@@ -77,7 +77,7 @@ def _shard(args: argparse.Namespace) -> int:
 def _tell(written: Written, split: str) -> int:
     from xlcm.data.tables import say
 
-    for message in written.skipped:
+    for message in [*written.skipped, *written.lacking]:
         say(f"left out: {message}")
     say(f"{written.folder}: {sum(written.items):,} items in {len(written.items)} shards, "
         f"{len(written.skipped)} left out; in a config: train: {{name: shards, path: "

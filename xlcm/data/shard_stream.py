@@ -99,7 +99,7 @@ def write_stream(
             on_item()
     left_out = [f"{count} {why}, such as at {skipped.places[why][0]}"
                 for why, count in skipped.counts.items()]  # fmt: skip
-    return Written(writer.folder, writer.items, [*writer.skipped, *left_out])
+    return Written(writer.folder, writer.items, writer.skipped, left_out)
 
 
 def _items(

@@ -35,11 +35,13 @@ class Written:
         folder: of the shards.
         items: in each shard.
         skipped: messages of items that were left out.
+        lacking: sentences about captions that written items lack.
     """
 
     folder: Path
     items: list[int] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
 
 
 def write_shards(
