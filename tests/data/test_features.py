@@ -186,6 +186,15 @@ def test_what_was_added_is_not_changed_by_its_owner(tmp_path):
     assert float(FeatureStore(tmp_path)["a"].sum()) == DIM
 
 
+def test_tables_of_keys_that_are_not_those_of_the_shards_are_found(tmp_path):
+    assert fill(tmp_path, vectors(15, DIM)).verify() == []
+    rows = np.load(tmp_path / "rows.npy")
+    for wrong in (rows[::-1].copy(), rows[:-1]):
+        np.save(tmp_path / "rows.npy", wrong)
+        (fault,) = FeatureStore(tmp_path).verify()
+        assert "rows.npy differ from the keys in the shards" in fault
+
+
 def test_damage_is_found(tmp_path):
     fill(tmp_path, vectors(15, DIM))
     first, second = sorted(tmp_path.glob("shard-*"))

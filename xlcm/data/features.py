@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from xlcm.data.feature_index import INDEX, Kind, read_index, sha256_of
+from xlcm.data.feature_index import INDEX, Kind, read_index, sha256_of, shard_keys
 from xlcm.data.feature_writer import FeatureWriter
 from xlcm.data.manifest import DataError
 from xlcm.data.mapped import map_tensor
@@ -163,7 +163,7 @@ class FeatureStore:
         return out.float()
 
     def verify(self) -> list[str]:
-        """Return one sentence a shard that is missing or is not what was written."""
+        """Return one sentence a shard or table of keys that is missing or not what was written."""
         faults = []
         for shard in self.index["shards"]:
             file = self.folder / shard["file"]
@@ -171,6 +171,13 @@ class FeatureStore:
                 faults.append(f"{file}: missing")
             elif sha256_of(file) != shard["sha256"]:
                 faults.append(f"{file}: SHA-256 differs from index.json: damaged or replaced")
+        if not faults:  # the shards know their keys themselves
+            files = [self.folder / shard["file"] for shard in self.index["shards"]]
+            written = [key for file in files for key in shard_keys(file)]
+            found = dict(zip(self.keys(), self._rows.tolist()))
+            if found != {key: row for row, key in enumerate(written)}:
+                faults.append(f"{self.folder}: keys.npy or rows.npy differ from the keys in the "
+                              "shards: damaged or replaced")  # fmt: skip
         return faults
 
     def _find(self, key: str) -> int | None:
