@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from xlcm.config import check, merge
+from xlcm.data.batching import Row
 from xlcm.data.collate import Collator
 from xlcm.data.rows import open_splits, survey
 from xlcm.distributed import world
@@ -47,7 +48,7 @@ def batch_of(rows, teacher, numbers, *, fixed=True):
         rows.dataset, rows.views, tokenizer, teacher.model.image.transform,
         extra={teacher.text_name: ("source", tokenizer)},
     )  # fmt: skip
-    batch = collate([SimpleNamespace(item=n, epoch=0, slot=0) for n in numbers])
+    batch = collate([Row(n, slot=0, epoch=0) for n in numbers])
     assert batch.text["source"].keys == tuple(f"{name}en" for name in batch.names)
     assert batch.fixed
     return replace(batch, fixed=fixed)
