@@ -62,6 +62,12 @@ class StreamBatching(Batching):
             if rows == 0:
                 raise ConfigError(f"data.train.parts.{name}: no row of it can be used; take it out")
         self.quotas = quotas(self.rows, layout.temperature)
+        for name, quota in zip(layout.names, self.quotas):
+            if quota == 0:
+                raise ConfigError(
+                    f"data.train.parts.{name}: it gets no row of an epoch at temperature "
+                    f"{layout.temperature}: choose a higher one, or take the part out"
+                )
         super().__init__(
             slots,
             global_batch,
