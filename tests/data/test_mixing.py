@@ -50,6 +50,11 @@ def test_each_epoch_has_the_asked_share_of_each_corpus():
         assert abs(small - wanted) < 1
 
 
+def test_a_corpus_that_gets_no_row_at_its_temperature_is_refused():
+    with pytest.raises(ConfigError, match=r"parts\.small: it gets no row.*a higher one"):
+        StreamBatching(np.ones(200, np.int32), 10, replace(TWO, temperature=0.05))
+
+
 def test_a_lifted_corpus_comes_equally_often_and_a_lowered_one_goes_on_where_it_stopped():
     batching = StreamBatching(np.ones(200, int), 20, TWO)
     seen = Counter(item for epoch in range(10) for item, _ in rows_of(batching, epoch))
