@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from xlcm.data import seen
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError, Manifest, ManifestWriter, parse_item, read_manifest
+from xlcm.data.seen import Seen
 from xlcm.types import Caption, Item
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -88,6 +90,20 @@ def test_bom_windows_line_ends_and_blank_lines_are_tolerated(tmp_path):
         ),
         (caption(origin=[]), "captions[0].origin must be one of"),
         (caption(noise="omission"), "captions[0].noise must be a list of words"),
+        (caption(quality={"a": 1.0, "b": float("nan")}), "captions[0].quality.b is nan"),
+        (caption(quality={"a": float("inf")}), "captions[0].quality.a is inf"),
+        (caption(quality={"a": 0}).replace(b"0}", b"-1e999}"), "captions[0].quality.a is -inf"),
+        (line(id="9").replace(b'"9"', b"9" * 5000), "not JSON"),
+        (line(id="a\ud800"), "id has U+D800 at 1, half of a character"),
+        (line(split="\udfff"), "split has U+DFFF at 0"),
+        (line(image="\ud83d.jpg"), "image has U+D83D at 0"),
+        (line(**{"\ud83d": 1}), "the name \\ud83d has U+D83D"),
+        (caption(text="a \ud83d dog"), "captions[0].text has U+D83D at 2"),
+        (caption(text="xx").replace(b"xx", b"a \\uDc00"), "captions[0].text has U+DC00 at 2"),
+        (caption(of="\ud83d"), "captions[0].of has U+D83D at 0"),
+        (caption(noise=["\ud83d"]), "captions[0].noise[0] has U+D83D at 0"),
+        (caption(quality={"\ud83d": 1}), "the name captions[0].quality.\\ud83d has U+D83D at 0"),
+        (line() + b" x", "not JSON: Extra data"),
     ],
 )
 def test_a_bad_line_is_named_with_file_line_and_remedy(tmp_path, raw, said):
@@ -99,6 +115,23 @@ def test_a_bad_line_is_named_with_file_line_and_remedy(tmp_path, raw, said):
         next(stream)
     assert str(error.value).startswith(f"{path}:2: ")
     assert said in str(error.value)
+
+
+def test_whole_characters_outside_the_basic_plane_are_read_however_they_are_written():
+    for raw in (caption(text="a \U0001f436"), '{"id":"1","split":"s","captions":[{"id":"c","lang":'
+                '"en","text":"a \U0001f436"}]}'.encode()):  # fmt: skip
+        assert parse_item(raw).captions[0].text == "a \U0001f436"
+    assert parse_item(b" " + line() + b" \r\n").id == "1"
+
+
+def test_items_made_by_the_reader_are_as_any_other():
+    read = parse_item(caption(origin="mt", of="0", engine="x", noise=["a"], quality={"b": 1}))
+    made = Caption("1#0", "en", "x", "mt", "0", "x", ("a",), (("b", 1),))
+    assert read == Item("1", "train", (made,))
+    assert (hash(read), repr(read)) == (hash(Item("1", "train", (made,))), repr(replace(read)))
+    assert pickle.loads(pickle.dumps(read)) == read
+    with pytest.raises(AttributeError):
+        read.id = "2"
 
 
 def test_a_missing_manifest_names_the_nearest_one(tmp_path):
@@ -181,13 +214,50 @@ def test_the_writer_refuses_ids_twice_and_keeps_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
 
 
-def test_the_writer_refuses_what_no_reader_takes(tmp_path):
-    half = replace(item(0), captions=(Caption("c", "en", "\ud800"),))
-    with pytest.raises(DataError, match="item '0' can't be written"):
-        write(tmp_path / "m.jsonl", [half])
-    odd = replace(item(0), captions=(Caption("c", "en", "x", "robot"),))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="origin must be one of"):
-        write(tmp_path / "m.jsonl", [odd])
+@pytest.mark.parametrize("digest", [len, lambda name: 0, hash])
+def test_two_ids_of_one_digest_are_not_taken_for_one(tmp_path, monkeypatch, digest):
+    monkeypatch.setattr(seen, "hash", digest, raising=False)
+    items = [item(n) for n in range(30)]
+    path = write(tmp_path / "m.jsonl", items)
+    assert [replace(i, where="") for i in read_manifest(path)] == items
+    with pytest.raises(DataError, match=r"m\.jsonl:31: item id '7' was written before, in line 8"):
+        write(path, [*items, item(7)])
+    again = replace(item(99), captions=item(12).captions[1:])
+    with pytest.raises(
+        DataError, match=r":31: caption id '12#0\.de' was written before, in line 13"
+    ):
+        write(path, [*items, again])
+
+
+def test_all_names_are_seen_again_in_a_table_that_has_grown():
+    table = Seen()
+    names = [f"{n}#0" for n in range(5_000)]
+    assert not any(table.add(name) for name in names)
+    assert len(table) == 5_000
+    assert all(table.add(name) for name in names)
+    assert not table.add("5000#0")
+    assert len(table._table) * 8 <= 32 * len(table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text": "a\ud800"}, "item '0' can't be written: captions[0].text has U+D800 at 1"),
+        ({"id": "\ud800"}, "captions[0].id has U+D800 at 0"),
+        ({"engine": "\ud800"}, "captions[0].engine has U+D800 at 0"),
+        ({"quality": (("\ud800", 1),)}, "the name captions[0].quality.\\ud800 has U+D800"),
+        ({"quality": (("a", float("nan")),)}, "captions[0].quality.a is nan"),
+        ({"quality": (("a", float("inf")),)}, "captions[0].quality.a is inf"),
+        ({"origin": "robot"}, "origin must be one of"),
+    ],
+)
+def test_the_writer_refuses_what_no_reader_takes(tmp_path, changes, said):
+    odd = replace(item(0), captions=(replace(Caption("c", "en", "x"), **changes),))
+    with pytest.raises(DataError) as error:
+        write(tmp_path / "m.jsonl", [item(1), odd])
+    assert str(error.value).startswith(f"{tmp_path / 'm.jsonl'}:2: ")
+    assert said in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dataset_filters_captions_by_language_and_keeps_items(tmp_path):

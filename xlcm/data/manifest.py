@@ -8,43 +8,30 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from xlcm.data.manifest_lines import DataError, parse_item, to_line
+from xlcm.data.seen import Seen
 from xlcm.registry import nearest
-from xlcm.types import Caption, Item
+from xlcm.types import Item
 
-REQUIRED_ITEM = ("id", "split", "captions")
-ITEM_KEYS = frozenset({*REQUIRED_ITEM, "image", "video", "features"})
-REQUIRED_CAPTION = ("id", "lang", "text")
-CAPTION_KEYS = frozenset({*REQUIRED_CAPTION, "origin", "of", "engine", "noise", "quality"})
-ORIGINS = frozenset({"human", "mt", "back"})
+__all__ = [
+    "BOM", "DataError", "Manifest", "ManifestWriter", "lines", "parse_item", "read_manifest",
+    "to_line",
+]  # fmt: skip
+
 BOM = b"\xef\xbb\xbf"
 
-_decode = json.JSONDecoder().decode
-_text_or_none = frozenset({str, type(None)})
 # quotes inside a JSON string are escaped, so this can only be a key
 _SPLIT = re.compile(rb'"split"\s*:\s*"([^"\\]*)"')
-
-
-class DataError(ValueError):
-    """Data that can't be used; the message names the file and line, the reason, the way out.
-
-    Args:
-        kind: which fault of `xlcm.data.faults.KINDS` it is, for counting.
-    """
-
-    def __init__(self, message: str, *, kind: str = "bad_line") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -59,8 +46,9 @@ def read_manifest(path: str | Path) -> Iterator[Item]:
         DataError: at the first line that is no item, as `file:line: what is wrong`.
         FileNotFoundError: if there is no such file.
     """
+    start = f"{path}:"
     for number, _, raw in lines(path):
-        yield parse_item(raw, f"{path}:{number}")
+        yield parse_item(raw, start + str(number))
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, int, bytes]]:
@@ -73,106 +61,6 @@ def lines(path: str | Path) -> Iterator[tuple[int, int, bytes]]:
                 start, raw = len(BOM), raw[len(BOM) :]
             if not raw.isspace() and raw:
                 yield number, start, raw
-
-
-def parse_item(raw: bytes, where: str = "") -> Item:
-    """Return the item that one line describes, its types and keys checked.
-
-    Args:
-        raw: the line in UTF-8.
-        where: `file:line`, for messages.
-
-    Raises:
-        DataError: naming `where`, the key, what came and what was expected.
-    """
-    try:
-        row = _decode(raw.decode("utf-8").strip())
-    except UnicodeDecodeError as error:
-        _fail(where, f"not UTF-8 at byte {error.start} of the line (0x{raw[error.start]:02x}); "
-              "convert the file, for example with `iconv -t utf-8`", "not_utf8")  # fmt: skip
-    except json.JSONDecodeError as error:
-        _fail(where, f"not JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        _fail(where, "not a manifest line: too many brackets inside one another")
-    if type(row) is not dict:
-        _fail(where, f"expected an object {{...}}, got {_kind(row)}")
-    if not row.keys() <= ITEM_KEYS:
-        _unknown(row, ITEM_KEYS, where, "")
-    try:
-        identity, split, captions = row["id"], row["split"], row["captions"]
-    except KeyError as error:
-        _fail(where, f"key {error} is missing; an item needs {', '.join(REQUIRED_ITEM)}")
-    if type(identity) is not str or type(split) is not str or not identity or not split:
-        name = "id" if type(identity) is not str or not identity else "split"
-        _fail(where, f"{name!r} must be text that is not empty, got {_kind(row[name])}")
-    if type(captions) is not list:
-        _fail(where, f"'captions' must be a list, got {_kind(captions)}")
-    image, video, features = row.get("image"), row.get("video"), row.get("features")
-    if not {type(image), type(video), type(features)} <= _text_or_none:
-        name = next(n for n in ("image", "video", "features")
-                    if type(row.get(n)) not in _text_or_none)  # fmt: skip
-        _fail(where, f"{name!r} must be text, got {_kind(row[name])}")
-    made = tuple([_caption(caption, where, i) for i, caption in enumerate(captions)])
-    return Item(identity, split, made, image, video, features, where)
-
-
-def _caption(row: Any, where: str, position: int) -> Caption:
-    if type(row) is not dict:
-        _fail(where, f"captions[{position}] must be an object {{...}}, got {_kind(row)}")
-    if not row.keys() <= CAPTION_KEYS:
-        _unknown(row, CAPTION_KEYS, where, f"captions[{position}].")
-    try:
-        identity, lang, text = row["id"], row["lang"], row["text"]
-    except KeyError as error:
-        needs = ", ".join(REQUIRED_CAPTION)
-        _fail(where, f"captions[{position}]: key {error} is missing; a caption needs {needs}")
-    get = row.get
-    origin, of, engine, noise = get("origin", "human"), get("of"), get("engine"), get("noise")
-    if not (
-        type(identity) is str and identity and type(lang) is str and type(text) is str
-        and type(of) in _text_or_none and type(engine) in _text_or_none
-    ):  # fmt: skip
-        for name in ("id", "lang", "text", "of", "engine"):
-            optional = name in ("of", "engine")
-            if type(row.get(name)) not in (_text_or_none if optional else (str,)):
-                got = _kind(row.get(name))
-                _fail(where, f"captions[{position}].{name} must be text, got {got}")
-        _fail(where, f"captions[{position}].id is empty")
-    if type(origin) is not str or origin not in ORIGINS:
-        _fail(where, f"captions[{position}].origin must be one of human, mt, back, got {origin!r}"
-              + nearest(str(origin), ORIGINS))  # fmt: skip
-    quality = get("quality")
-    if noise is None and quality is None:
-        return Caption(identity, lang, text, origin, of, engine)  # type: ignore[arg-type]
-    if noise is not None and (
-        type(noise) is not list or not all(type(kind) is str for kind in noise)
-    ):
-        _fail(where, f"captions[{position}].noise must be a list of words, got {noise!r}")
-    if quality is not None and (
-        type(quality) is not dict
-        or not all(type(value) in (int, float, str) for value in quality.values())
-    ):
-        got = _kind(quality)
-        _fail(where, f"captions[{position}].quality must be names with numbers or words, got {got}")
-    signals = tuple((quality or {}).items())
-    return Caption(identity, lang, text, origin, of, engine, tuple(noise or ()), signals)  # type: ignore[arg-type]
-
-
-def _unknown(row: dict[str, Any], known: frozenset[str], where: str, inside: str) -> NoReturn:
-    key = sorted(row.keys() - known)[0]
-    hint = nearest(key, sorted(known)) or f"; known: {', '.join(sorted(known))}"
-    _fail(where, f"unknown key {inside + key!r}{hint}")
-
-
-def _fail(where: str, what: str, kind: str = "bad_line") -> NoReturn:
-    raise DataError(f"{where}: {what}", kind=kind) from None
-
-
-def _kind(value: Any) -> str:
-    words = {dict: "an object", list: "a list", str: "text", bool: "true or false",
-             int: "a number", float: "a number", type(None): "null"}  # fmt: skip
-    shown = json.dumps(value, ensure_ascii=False)
-    return f"{words[type(value)]}: {shown if len(shown) < 60 else shown[:57] + '...'}"
 
 
 def _there(path: str | Path) -> Path:
@@ -299,6 +187,8 @@ class ManifestWriter:
     Args:
         path: the finished file; an older one is replaced at the end, or kept if writing fails.
 
+    Of ids it holds some 20 bytes each, see `Seen`.
+
     Attributes:
         items: written so far.
         captions: written so far.
@@ -307,8 +197,7 @@ class ManifestWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.items = self.captions = 0
-        self._ids: set[str] = set()
-        self._caption_ids: set[str] = set()
+        self._ids, self._caption_ids = Seen(), Seen()
 
     def __enter__(self) -> ManifestWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,18 +212,29 @@ class ManifestWriter:
             DataError: for an id that was written before, or an item that could not be read back.
         """
         where = f"{self.path}:{self.items + 1}"
-        if item.id in self._ids:
-            _fail(where, f"item id {item.id!r} was written before; ids must be unique")
         ids = [caption.id for caption in item.captions]
-        for i, identity in enumerate(ids):
-            if identity in self._caption_ids or identity in ids[:i]:
-                _fail(where, f"caption id {identity!r} was written before; ids must be unique")
+        if len(set(ids)) < len(ids):
+            twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+            raise DataError(f"{where}: caption id {twice!r} was written before, in this very item; "
+                            "ids must be unique")  # fmt: skip
         line = to_line(item, where)
-        self._ids.add(item.id)
-        self._caption_ids.update(ids)
+        if self._ids.add(item.id):
+            self._refuse(where, "item", {item.id})
+        if known := {name for name in ids if self._caption_ids.add(name)}:
+            self._refuse(where, "caption", known)
         self._out.write(line)
         self.items += 1
         self.captions += len(ids)
+
+    def _refuse(self, where: str, kind: str, ids: set[str]) -> None:
+        """Refuse ids that are in the file; two names may have one digest, so it is looked up."""
+        self._out.flush()
+        for number, _, raw in lines(self._aside):
+            item = parse_item(raw)
+            known = {item.id} if kind == "item" else {caption.id for caption in item.captions}
+            if twice := sorted(known & ids):
+                raise DataError(f"{where}: {kind} id {twice[0]!r} was written before, in line "
+                                f"{number}; ids must be unique")  # fmt: skip
 
     def __exit__(
         self,
@@ -350,30 +250,3 @@ class ManifestWriter:
         else:
             self._out.close()
             self._aside.unlink()
-
-
-def to_line(item: Item, where: str = "") -> bytes:
-    """Return the manifest line of an item, newline included.
-
-    Raises:
-        DataError: if no reader would accept it.
-    """
-    row: dict[str, Any] = {"id": item.id, "split": item.split}
-    row.update(
-        {k: v for k in ("image", "video", "features") if (v := getattr(item, k)) is not None}
-    )
-    row["captions"] = [
-        {
-            "id": caption.id, "lang": caption.lang, "text": caption.text, "origin": caption.origin,
-            **{k: v for k in ("of", "engine") if (v := getattr(caption, k)) is not None},
-            **({"noise": list(caption.noise)} if caption.noise else {}),
-            **({"quality": dict(caption.quality)} if caption.quality else {}),
-        }
-        for caption in item.captions
-    ]  # fmt: skip
-    try:
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except (UnicodeEncodeError, TypeError) as error:
-        raise DataError(f"{where}: item {item.id!r} can't be written: {error}") from error
-    parse_item(line, where)
-    return line + b"\n"
