@@ -193,6 +193,22 @@ def test_pooled_features_are_stacked_and_no_picture_is_opened(monkeypatch):
     assert torch.equal(visual.features, torch.tensor([[3.0], [1.0]]).expand(2, 5))
 
 
+def test_pooled_features_that_a_dataset_reads_at_once_give_the_same_batch():
+    class Together(Made):
+        asked = 0
+
+        def load_feature_rows(self, items):
+            self.asked += 1
+            return torch.stack([self.load_features(int(item.id[4:])) for item in items])
+
+    together = Together()
+    for transform in (None, shrink):
+        some = rows(3, 1, 7)
+        expected = told(collator(transform=transform)(some))
+        assert told(collator(together, transform)(some)) == expected
+    assert together.asked == 1  # pictures are read as pictures
+
+
 def test_token_features_are_padded_with_zeros_under_a_mask():
     visual = collator(Made(features="tokens"), None)(rows(3, 4, 2)).visual
     assert visual.features.shape == (3, 4, 5)

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.features import FeatureStore, FeatureWriter
 from xlcm.data.manifest import DataError, ManifestWriter
+from xlcm.data.mapped import spanned
+from xlcm.data.subset import Subset
 from xlcm.types import Item
 
 DIM = 8
@@ -244,6 +246,48 @@ def test_many_are_taken_in_the_order_asked_from_one_shard_and_from_several(
         assert torch.equal(views.rows(keys), expected)
     with pytest.raises(DataError, match="no key 'image 35'; did you mean"):
         store.rows(["image 1", "image 35"])
+    for wrong in ("image 3" + "4" * 99, "image 3\0", "zoo"):
+        with pytest.raises(DataError, match=r"no key '(image 3|zoo)"):
+            store.rows(["image 1", wrong])
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_rows_of_several_arrays_are_read_through_one_wherever_they_lie(shift):
+    memory = np.zeros(4096, dtype=np.uint8)
+    parts = [memory[start : start + 12 * n].view("<f4").reshape(n, 3)
+             for start, n in ((2000 + shift, 5), (16, 4), (2400, 0), (1000, 7))]  # fmt: skip
+    values = np.arange(48, dtype=np.float32).reshape(16, 3)
+    for part, first in zip(parts, (0, 5, 9, 9)):
+        part[:] = values[first : first + len(part)]
+    whole, places = spanned(parts)
+    rows = [15, 0, 4, 5, 8, 9, 9]
+    assert np.array_equal(whole[places[rows]], values[rows])
+    assert not whole.flags.writeable
+
+
+def test_a_dataset_hands_out_pooled_rows_at_once_or_says_by_none_that_one_is_bad(tmp_path):
+    values = vectors(3, DIM)
+    fill(tmp_path / "store", values)
+    with ManifestWriter(tmp_path / "m.jsonl") as writer:
+        for i in range(4):
+            writer.write(Item(f"image {i}", "train", ()))
+    dataset = ManifestDataset(
+        path=str(tmp_path / "m.jsonl"), split="train", features=str(tmp_path / "store")
+    )
+    items = [dataset[i] for i in range(4)]
+    assert torch.equal(dataset.load_feature_rows([items[2], items[0]]), values[[2, 0]])
+    part = Subset(dataset, [2, 1])
+    assert torch.equal(part.load_feature_rows([part[0], part[1]]), values[[2, 1]])
+    assert dataset.load_feature_rows(items) is None  # the fourth is in no store
+    shard = tmp_path / "store" / "shard-00000.safetensors"
+    tensors = {name: value.clone() for name, value in load_file(shard).items()}
+    tensors["values"][1, 3] = float("nan")
+    save_file(tensors, shard)
+    dataset = ManifestDataset(
+        path=str(tmp_path / "m.jsonl"), split="train", features=str(tmp_path / "store")
+    )
+    assert dataset.load_feature_rows([items[0], items[2]]) is not None
+    assert dataset.load_feature_rows(items[:2]) is None
 
 
 def test_boxes_come_back_and_a_store_without_them_says_so(tmp_path):

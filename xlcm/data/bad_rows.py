@@ -198,7 +198,9 @@ def _stamps(dataset: ManifestDataset, visual: Visual) -> np.ndarray:
     if visual == "features" and dataset.store is not None:
         files = ["index.json", *(shard["file"] for shard in dataset.store.index["shards"])]
         found = [_stamp(dataset.store.folder / file) for file in files]
-        stamps[:] = sum(size for size, _ in found), max(time for _, time in found)
+        # of all files together: a newer file may have been replaced by an older one
+        digest = hashlib.blake2b(repr(found).encode(), digest_size=8).digest()
+        stamps[:] = sum(size for size, _ in found), int.from_bytes(digest, "little") >> 1
     elif visual == "image":
         for number, item in _rows(dataset, []):
             if item.image is not None:

@@ -84,23 +84,26 @@ class Collator:
         Raises:
             DataError: naming file and line of the row that can't be had.
         """
-        drawn, names, visuals = [], [], []
+        items = [self.dataset[row.item] for row in rows]
+        drawn, visuals = [], []
         fixed = self.augment is None or self.transform is None
-        for row in rows:
+        together = self._features(items)
+        for row, item in zip(rows, items):
             again = [row.repeat] if row.repeat else []
             random = np.random.default_rng([self.seed, row.epoch, row.item, row.slot, *again])
-            item = self.dataset[row.item]
-            names.append(item.id)
             drawn.append(self._captions(item, row, random))
-            visual, same = self._visual(row.item, random)
-            visuals.append(visual)
-            fixed = fixed and same
-        stacked = stack_visuals(visuals) if self.transform is None else Visual(torch.stack(visuals))
+            if together is None:
+                visual, same = self._visual(row.item, random)
+                visuals.append(visual)
+                fixed = fixed and same
+        if together is None:
+            together = stack_visuals(visuals) if self.transform is None \
+                else Visual(torch.stack(visuals))  # fmt: skip
         return Batch(
             ids=torch.tensor([row.item for row in rows], dtype=torch.int64),
-            visual=stacked,
+            visual=together,
             text={name: self._tokens(drawn, *how) for name, how in self.texts.items()},
-            names=tuple(names),
+            names=tuple(item.id for item in items),
             fixed=fixed,
         )
 
@@ -118,6 +121,12 @@ class Collator:
             return self.views.draw(item, random)
         fixed = self.views.candidates(item)[self.slot_view][row.slot].id
         return self.views.draw(item, random, fixed)
+
+    def _features(self, items: Sequence[Item]) -> Visual | None:
+        """Return the features of all rows, where the dataset reads pooled ones at once."""
+        many = getattr(self.dataset, "load_feature_rows", None)
+        found = many(items) if self.transform is None and many is not None else None
+        return None if found is None else Visual(features=found)
 
     def _visual(self, index: int, random: np.random.Generator) -> tuple[Tensor, bool]:
         """Return pixels or features, and whether the data leave nothing to draw."""

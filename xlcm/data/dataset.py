@@ -176,6 +176,20 @@ class ManifestDataset:
                             "hold NaN or infinity", kind="feature_not_finite")  # fmt: skip
         return list(found) if self.store.kind == "views" else found
 
+    def load_feature_rows(self, items: Sequence[Item]) -> Tensor | None:
+        """Return pooled features of many items at once, `(n, D)`; None: take them one by one.
+
+        None comes also where one of them is missing or not finite: `load_features` says which.
+        """
+        if self.store is None or self.store.kind != "pooled":
+            return None
+        try:
+            found = self.store.rows([feature_key(item) for item in items])
+        except DataError:
+            return None
+        # a sum that is finite has no NaN or infinity in it, and costs a fraction of a full check
+        return found if bool(found.sum().isfinite()) else None
+
 
 def feature_key(item: Item) -> str:
     """Return the key of an item in a feature store."""

@@ -1,8 +1,10 @@
-"""One tensor of a safetensors file as a memory-mapped array: reading a row costs that row."""
+"""Tensors of safetensors files as memory-mapped arrays: reading a row costs that row."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +33,34 @@ def map_tensor(file: Path, name: str) -> np.ndarray:
         shape=tuple(entry["shape"]),
     )  # fmt: skip
     return mapped.view(np.ndarray)  # a row of a memmap is a memmap again, which takes its time
+
+
+def spanned(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return one array that reaches over several mapped ones, and the place of each row in it.
+
+    `whole[places[rows]]` reads any rows, counted over all arrays, in one call of numpy, which a
+    loop over files can't keep up with. What lies between the arrays belongs to nobody: index by
+    `places` alone, and keep the arrays alive as long.
+
+    Args:
+        arrays: at least one, `(n, ...)` each, contiguous, of one dtype and one shape of a row.
+    """
+    filled = [array for array in arrays if len(array)]
+    if not filled:
+        return arrays[0], np.empty(0, dtype=np.int64)
+    begins = [int(array.__array_interface__["data"][0]) for array in filled]
+    size = filled[0][0].nbytes
+    lowest = filled[begins.index(min(begins))]
+    # the largest step on which all rows begin
+    step = math.gcd(size, *(begin - min(begins) for begin in begins))
+    places = [
+        (begin - min(begins)) // step + np.arange(len(array), dtype=np.int64) * (size // step)
+        for begin, array in zip(begins, filled)
+    ]
+    whole = np.lib.stride_tricks.as_strided(
+        lowest,
+        shape=(max(int(place[-1]) for place in places) + 1, *lowest.shape[1:]),
+        strides=(step, *lowest.strides[1:]),
+        writeable=False,
+    )
+    return whole, np.concatenate(places)

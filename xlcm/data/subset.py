@@ -57,3 +57,8 @@ class Subset:
     def load_features(self, index: int) -> Tensor | Sequence[Tensor]:
         """Return precomputed features."""
         return self.dataset.load_features(int(self.indices[index]))
+
+    def load_feature_rows(self, items: Sequence[Item]) -> Tensor | None:
+        """Return pooled features of many items at once; None: take them one by one."""
+        many = getattr(self.dataset, "load_feature_rows", None)
+        return None if many is None else many(items)

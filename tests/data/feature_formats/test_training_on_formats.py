@@ -1,5 +1,7 @@
 """Training reads features of other formats as it reads a store."""
 
+import os
+
 import numpy as np
 import pytest
 import tiny
@@ -44,3 +46,20 @@ def test_faults_are_found_before_the_run_and_again_when_the_file_has_changed(
     assert {(fault.item, fault.kind) for fault in faults} == {
         ("val3", "feature_not_finite"), ("val5", "feature_missing"),
     }  # fmt: skip
+
+
+def test_a_file_that_changes_inside_a_folder_is_looked_at_again(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setenv("XLCM_CACHE", str(tmp_path / "cache"))
+    store = FeatureStore(tiny_data / "store")
+    folder = tmp_path / "npy"
+    folder.mkdir()
+    for name in list(store.keys()):
+        np.save(folder / f"{name}.npy", store[name].numpy())
+    where = {"path": str(tiny_data / "tiny.jsonl"), "split": "val", "features": str(folder)}
+    assert find_bad_rows(ManifestDataset(**where)) == []
+    inside = folder / "val3.npy"
+    before = inside.stat()
+    np.save(inside, np.full_like(np.load(inside), np.nan))
+    # older than the others, and of the same size
+    os.utime(inside, ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
+    assert [fault.item for fault in find_bad_rows(ManifestDataset(**where))] == ["val3"]

@@ -61,7 +61,9 @@ class NpyFolderReader(FeatureReader):
         places = {file.stem: file.name for file in sorted(path.glob("*.npy"))}
         first = path / next(iter(places.values()))
         kind, dim = kind_of(load_array(first, mapped=True), str(first))
-        super().__init__(path, kind=kind, dim=dim, places=places, files=[path])
+        # the folder's own time doesn't change with a file in it
+        files = [path / name for name in places.values()]
+        super().__init__(path, kind=kind, dim=dim, places=places, files=files)
 
     def _read(self, place: Any) -> np.ndarray:
         return load_array(self.folder / place)
