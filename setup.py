@@ -9,6 +9,10 @@ STREAM = ["datasets>=2.19"]
 SEARCH = ["faiss-cpu>=1.8", "gradio>=4.40"]
 PEFT = ["peft>=0.13"]
 EVAL = ["mteb>=1.30"]
+BENCH = [
+    "open_clip_torch>=2.24", "sentence-transformers>=3", "pytorch-metric-learning>=2.5",
+    "POT>=0.9.5", "torchmetrics>=1.4", "faiss-cpu>=1.8", *EVAL,
+]  # fmt: skip
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 TRACK = ["tensorboard>=2.16", "wandb>=0.18"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
@@ -55,6 +59,7 @@ setup(
         "search": SEARCH,
         "peft": PEFT,
         "eval": EVAL,
+        "bench": BENCH,
         "onnx": ONNX,
         "track": TRACK,
         "docs": DOCS,

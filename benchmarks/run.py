@@ -1,0 +1,166 @@
+"""Run benchmarks and write their page.
+
+python -m benchmarks.run evaluation            # one or several by name
+python -m benchmarks.run all                   # every benchmark, each in a process of its own
+python -m benchmarks.run all --small           # small sizes, printed; nothing is written
+python -m benchmarks.run page                  # only the page, from the figures that are there
+
+A benchmark is a module `benchmarks/<question>.py`. The first line of its docstring is the question.
+It has `PEERS`, distributions that it compares with and leaves out where they are missing;
+`TARGETS`, what is asked of which figure; `measure(*, small)`, which checks that all ways give the
+same values and returns figures for JSON; and `table(found)`, which shows them as Markdown. It may
+have `reached(found)`: for each target what was measured, as text, and whether that reaches it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.measure import installed, machine
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / "docs" / "benchmarks"
+PAGE = "index.md"
+INTRODUCTION = HERE / "page.md"  # what stands above the figures
+
+
+def names() -> list[str]:
+    """Return the benchmarks: the modules that say with whom they compare."""
+    return sorted(path.stem for path in HERE.glob("*.py") if _assigns(path, "PEERS"))
+
+
+def _assigns(path: Path, name: str) -> bool:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(one, ast.Name) and one.id == name for one in targets):
+            return True
+    return False
+
+
+def load(name: str) -> ModuleType:
+    """Import a benchmark; without its peers, which it imports when it measures."""
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def question(module: ModuleType) -> str:
+    """Return the first line of its docstring."""
+    return (module.__doc__ or "").strip().partition("\n")[0]
+
+
+def measured(name: str, *, small: bool) -> dict[str, Any]:
+    """Run a benchmark and return its figures with machine, versions and date."""
+    module = load(name)
+    missing = [peer for peer in module.PEERS if not installed(peer)]
+    if missing:
+        print(f"{name}: without {', '.join(missing)}; pip install 'xlcm[bench]'", file=sys.stderr)
+    found = module.measure(small=small)
+    return {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "machine": machine(module.PEERS),
+        "missing": missing,
+        "found": found,
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Write aside and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def section(data: dict[str, Any]) -> str:
+    """Return one benchmark's part of the page."""
+    module = load(data["benchmark"])
+    on = data["machine"]
+    versions = {"torch": on["torch"], **on["versions"]}
+    threads = f"{on['threads']} thread{'s' if on['threads'] > 1 else ''}"
+    without = (
+        f" Not installed, so left out: {', '.join(data['missing'])}." if data["missing"] else ""
+    )
+    told = (
+        f"{data['date']}, {on['cpu']} ({on['cores']} cores, {threads}), Python {on['python']}, "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}.{without} Again: "
+        f"`OMP_NUM_THREADS={on['threads']} python -m benchmarks.run {data['benchmark']}`."
+    )
+    parts = [f"## {question(module)}", module.table(data["found"]), targets(module, data["found"])]
+    return "\n\n".join([*(part for part in parts if part), told]) + "\n"
+
+
+def targets(module: ModuleType, found: dict[str, Any]) -> str:
+    """Return what was asked, and whether it was reached where the benchmark can tell."""
+    if not module.TARGETS:
+        return ""
+    reached = module.reached(found) if hasattr(module, "reached") else {}
+    lines = ["| target | asked | measured | reached |", "|---|---|---|---|"]
+    for name, asked in module.TARGETS.items():
+        value, good = reached.get(name, ("", None))
+        lines.append(
+            f"| {name} | {asked} | {value} | {dict.get({True: 'yes', False: 'no'}, good, '')} |"
+        )
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page of all figures there are."""
+    known = names()
+    parts = [INTRODUCTION.read_text(encoding="utf-8")]
+    for path in sorted(FOLDER.glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem in known and "found" in data:
+            parts.append(section(data))
+    return "\n".join(parts)
+
+
+def measure_and_write(name: str, *, small: bool) -> None:
+    """Print the figures of a benchmark; write them and the page unless they are small."""
+    data = measured(name, small=small)
+    print(section(data), flush=True)
+    if not small:
+        write(FOLDER / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write(FOLDER / PAGE, page())
+
+
+def main() -> int:
+    """Run what is asked for; return 1 if a benchmark failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="benchmarks, `all` or `page`")
+    parser.add_argument("--small", action="store_true", help="small sizes; nothing is written")
+    args = parser.parse_args()
+    if args.names == ["page"]:
+        write(FOLDER / PAGE, page())
+        return 0
+    asked = names() if args.names == ["all"] else args.names
+    if unknown := [name for name in asked if name not in names()]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}")
+    if len(asked) == 1:
+        measure_and_write(asked[0], small=args.small)
+        return 0
+    flags = ["--small"] if args.small else []
+    command = [sys.executable, "-m", "benchmarks.run"]
+    failed = [
+        name
+        for name in asked
+        if subprocess.run([*command, name, *flags], check=False, cwd=HERE.parent).returncode
+    ]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The frame of the benchmarks: memory and time are what they say, the page is what the figures give."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks import measure, run  # noqa: E402
+
+FRAME = {"measure", "run", "photos", "__init__"}
+OLD = {"evaluation", "features", "import_sources", "losses"}  # not yet moved into the frame
+needs_peak = pytest.mark.skipif(not measure.peak_is_known(), reason="this system tells no peak")
+
+
+@needs_peak
+@pytest.mark.parametrize("calls", ["timed", "own"])
+def test_memory_is_that_of_a_known_allocation(calls: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "QUICK", 0.0 if calls == "timed" else 1e9)
+    ways = {mb: (lambda n=mb: torch.ones(n << 18)) for mb in (16, 64)}
+    found = measure.compare({str(mb): way for mb, way in ways.items()}, rounds=2)
+    for mb in ways:
+        assert found[str(mb)]["peak_mb"] == pytest.approx(mb, abs=4)
+
+
+def test_ways_run_in_turn_and_the_first_round_is_not_counted() -> None:
+    ran: list[str] = []
+
+    def way(name: str, seconds: float) -> None:
+        time.sleep(seconds if ran.count(name) else 0.2)  # the first call is slow
+        ran.append(name)
+
+    found = measure.compare(
+        {
+            "a": lambda: way("a", 0.01),
+            "b": lambda: way("b", 0.02),
+            "slow": lambda: way("slow", 0.0),
+        },
+        rounds=3,
+        memory=False,
+        once=["slow"],
+    )
+    assert ran == ["a", "b", "a", "b", "slow", "a", "b", "a", "b"]
+    assert [found[name]["rounds"] for name in found] == [3, 3, 1]
+    assert 10 <= found["a"]["wall_ms"] < 100 < found["slow"]["wall_ms"]
+    assert found["a"]["cpu_ms"] < 10  # sleeping costs none
+    assert "peak_mb" not in found["a"]
+
+
+def test_ratios_and_table_are_to_the_base() -> None:
+    found = {
+        "ours": {"cpu_ms": 10.0, "wall_ms": 20.0, "peak_mb": 1.0, "rounds": 3},
+        "peer": {"cpu_ms": 40.0, "wall_ms": 40.0, "peak_mb": 10.0, "rounds": 1},
+    }
+    assert measure.ratios(found, "peer")["ours"] == {"cpu": 0.25, "wall": 0.5, "memory": 0.1}
+    table = measure.markdown(found, "peer").splitlines()
+    assert table[2] == "| ours | 10 | 20 | 1.0 | 0.25 | 0.10 |"
+    assert table[3].startswith("| peer *(once)* |")
+
+
+def test_the_page_equals_what_the_figures_give() -> None:
+    committed = (run.FOLDER / run.PAGE).read_text(encoding="utf-8")
+    assert committed == run.page(), "run `python -m benchmarks.run page`"
+
+
+def test_every_module_is_a_benchmark_with_the_interface() -> None:
+    modules = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    assert modules - FRAME - OLD <= set(run.names())
+    for name in run.names():
+        module = run.load(name)
+        assert run.question(module), f"benchmarks/{name}.py: the docstring begins with the question"
+        assert isinstance(module.PEERS, tuple)
+        assert all(isinstance(text, str) for pair in module.TARGETS.items() for text in pair)
+        assert inspect.signature(module.measure).parameters["small"].kind == 3, "keyword only"
+        assert callable(module.table)
+
+
+def test_targets_say_whether_they_were_reached() -> None:
+    module = SimpleNamespace(
+        TARGETS={"time": "at most 2", "memory": "at most 1", "size": "any"},
+        reached=lambda found: {"time": ("1.5", True), "memory": (f"{found['m']}", False)},
+    )
+    assert run.targets(module, {"m": 3}).splitlines()[2:] == [
+        "| time | at most 2 | 1.5 | yes |",
+        "| memory | at most 1 | 3 | no |",
+        "| size | any |  |  |",
+    ]
+
+
+def test_small_runs_write_nothing_and_others_write_figures_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = SimpleNamespace(
+        __doc__="How fast?\n\nMore.", PEERS=("no-such-peer",), TARGETS={"all": "some"},
+        measure=lambda *, small: {"ms": 1 if small else 2},
+        table=lambda found: f"it takes {found['ms']} ms",
+    )  # fmt: skip
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "load", lambda name: module)
+    monkeypatch.setattr(run, "names", lambda: ["speed"])
+    run.measure_and_write("speed", small=True)
+    assert not list(tmp_path.iterdir())
+    shown = capsys.readouterr()
+    assert "it takes 1 ms" in shown.out
+    assert "no-such-peer" in shown.err
+    run.measure_and_write("speed", small=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.md", "speed.json"]
+    text = (tmp_path / "index.md").read_text()
+    assert "## How fast?" in text
+    assert "it takes 2 ms" in text
+    assert "left out: no-such-peer" in text
+    assert json.loads((tmp_path / "speed.json").read_text())["found"] == {"ms": 2}
