@@ -58,7 +58,6 @@ def test_languages_that_one_sentence_does_not_tell_apart_are_the_same(manifest):
 
 def test_all_captions_of_an_engine_can_be_left_out(manifest):
     assert len(left(manifest, "--drop-engine", "m")) == 12
-    assert left(manifest, "--drop-engine", "other") == []
 
 
 @pytest.mark.parametrize(
@@ -82,3 +81,58 @@ def test_wrong_bounds_are_named_and_nothing_is_written(manifest, capsys, options
 def test_translations_without_a_signal_stay_or_go_as_asked(manifest):
     assert left(manifest, "--min", "similarity=0.5", "--missing", "keep") == []
     assert len(left(manifest, "--min", "similarity=0.5", "--missing", "drop")) == 12
+
+
+def test_an_engine_that_no_caption_is_of_stops_the_command(manifest, capsys):
+    out = manifest.with_name("out.jsonl")
+    line = ["data", "filter", str(manifest), "--out", str(out), "--drop-engine", "m", "M"]
+    assert xlcm(line) == 2
+    told = capsys.readouterr().err
+    assert f"--drop-engine M: no caption of {manifest} is of it" in " ".join(told.split())
+    assert "engines there: m" in told
+    assert sorted(p.name for p in manifest.parent.iterdir()) == ["in.jsonl"]
+
+
+def pictured(folder):
+    (folder / "old" / "images").mkdir(parents=True)
+    (folder / "old" / "link").symlink_to(folder / "elsewhere" / "deep", target_is_directory=True)
+    (folder / "elsewhere" / "deep").mkdir(parents=True)
+    places = {
+        "a": "images/a.jpg", "b": "../old/./images/b.jpg", "c": "link/../c.jpg", "e": "link/e.jpg",
+        "f": "f.jpg",
+    }  # fmt: skip
+    with ManifestWriter(folder / "old" / "in.jsonl") as writer:
+        for name, path in places.items():
+            (folder / "old" / path).write_text(name)
+            caption = Caption(name, "de", "x", "mt", None, "m")
+            writer.write(Item(name, "train", (caption,), image=path, video=path))
+        absolute = str(folder / "old" / "f.jpg")
+        writer.write(Item("abs", "train", (), image=absolute))
+    return folder / "old" / "in.jsonl"
+
+
+@pytest.mark.parametrize("where", ["new/sub", "old/images", "elsewhere/deep", "linked"])
+def test_pictures_are_found_from_the_folder_of_the_output(tmp_path, where, capsys):
+    path = pictured(tmp_path)
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "far" / "away", target_is_directory=True)
+    out = tmp_path / where / "out.jsonl"
+    assert xlcm(["data", "filter", str(path), "--out", str(out), "--drop-engine", "m"]) == 0
+    assert "10 paths of pictures now start from" in capsys.readouterr().out
+    for item in read_manifest(out):
+        if item.id == "abs":
+            assert item.image == str(tmp_path / "old" / "f.jpg")
+            continue
+        assert (out.parent / item.image).read_text() == item.id
+        assert item.video == item.image
+    back = out.with_name("back.jsonl")
+    assert xlcm(["data", "filter", str(path), "--out", str(back), "--drop-engine", "m",
+                 "--keep-paths"]) == 0  # fmt: skip
+    assert [i.image for i in read_manifest(back)] == [i.image for i in read_manifest(path)]
+
+
+def test_paths_stay_as_they_are_in_the_same_folder(tmp_path):
+    path = pictured(tmp_path)
+    left(path, "--drop-engine", "m")
+    found = [i.image for i in read_manifest(path.with_name("out.jsonl"))]
+    assert found == [i.image for i in read_manifest(path)]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,90 @@ def test_a_finished_run_is_not_made_again_and_its_output_can_be_its_input(manife
     run(config(manifest, engine={**shouting(tmp_path), "timeout_s": 900.0}))  # the same engine
     assert asked(tmp_path) == lines
     assert (tmp_path / "out.jsonl").read_bytes() == first
+
+
+def changed(path, edits, out):
+    """Write a manifest again with other texts of some captions."""
+    with ManifestWriter(out) as writer:
+        for item in read_manifest(path):
+            captions = (replace(c, text=edits.get(c.id, c.text)) for c in item.captions)
+            writer.write(replace(item, captions=tuple(captions)))
+    return str(out)
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("forget", [True, False])
+def test_a_caption_that_was_changed_is_translated_again(manifest, tmp_path, back, forget):
+    run(config(manifest, engine=shouting(tmp_path)))
+    out, before = tmp_path / "out.jsonl", len(asked(tmp_path))
+    edits = {"3#0": "A new sentence.", "4#0": " "}
+    old = {c.id: c for item in read_manifest(out) for c in item.captions}
+    given = changed(out, edits, tmp_path / "edited.jsonl")
+    memory = {"memory": str(tmp_path / "fresh")} if forget else {}
+    counts = run(config(manifest, manifest=given, engine=shouting(tmp_path), back=back, **memory))
+    if not forget:
+        assert len(asked(tmp_path)) == before + 1 + back
+    new = {c.id: c for item in read_manifest(out) for c in item.captions}
+    assert new["3#0.fr"].text == "en-fr: A new sentence."
+    assert "4#0.fr" not in new
+    assert "4#0.fr.en" not in new
+    if back:
+        assert new["3#0.fr.en"].text == "fr-en: en-fr: A new sentence."
+        assert (counts["updated"], counts["outdated"], counts["there before"]) == (2, 2, 74)
+    else:  # what was made of the old translation would be a lie
+        assert "3#0.fr.en" not in new
+        assert (counts["updated"], counts["outdated"], counts["there before"]) == (1, 3, 37)
+    edited = {"3#0", "3#0.fr", "3#0.fr.en", "4#0", "4#0.fr", "4#0.fr.en"}
+    assert {i: c for i, c in new.items() if i not in edited} == {
+        i: c for i, c in old.items() if i not in edited
+    }
+    assert check_manifest(out, images=False).counts["of_nowhere"] == 0
+
+
+def test_signals_of_a_changed_caption_are_measured_anew_and_further_ones_added(manifest, tmp_path):
+    run(config(manifest, engine=shouting(tmp_path), quality=["length"]))
+    out = tmp_path / "out.jsonl"
+    given = changed(out, {"3#0": "A sentence."}, tmp_path / "edited.jsonl")
+    signals = ["length", "copied"]
+    run(config(manifest, manifest=given, engine=shouting(tmp_path), quality=signals))
+    new = {c.id: dict(c.quality) for i in read_manifest(out) for c in i.captions if c.of}
+    assert all(list(found) == ["length_ratio", "copied"] for found in new.values())
+    assert new["3#0.fr"]["length_ratio"] == pytest.approx(18 / 11, abs=0.01)
+
+
+def test_what_people_wrote_after_a_translation_that_is_gone_stays_without_its_source(
+    manifest, tmp_path
+):
+    run(config(manifest, engine=shouting(tmp_path)))
+    out, given = tmp_path / "out.jsonl", tmp_path / "edited.jsonl"
+    with ManifestWriter(given) as writer:
+        for item in read_manifest(out):
+            if item.id == "3":
+                blank = replace(item.captions[0], text="")
+                edited = Caption("mine", "fr", "Un poisson.", "human", "3#0.fr")
+                chain = Caption("chain", "de", "x", "mt", "3#0.fr.en", "other")
+                item = replace(item, captions=(blank, *item.captions[1:], edited, chain))
+            writer.write(item)
+    run(config(manifest, manifest=str(given), engine=shouting(tmp_path)))
+    found = {c.id: c for c in next(i for i in read_manifest(out) if i.id == "3").captions}
+    assert list(found) == ["3#0", "3#de", "mine"]
+    assert found["mine"].of is None
+
+
+def test_pictures_are_found_from_the_folder_of_the_translated_manifest(tmp_path, capsys):
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "a.jpg").write_text("a")
+    path = tmp_path / "data" / "in.jsonl"
+    with ManifestWriter(path) as writer:
+        caption = Caption("1", "en", "A red fish.")
+        writer.write(Item("1", "train", (caption,), image="images/a.jpg"))
+    out = tmp_path / "translated" / "out.jsonl"
+    assert run(config(path, output=str(out)))["paths moved"] == 1
+    (item,) = read_manifest(out)
+    assert item.image == "../data/images/a.jpg"
+    assert (out.parent / item.image).read_text() == "a"
+    run(config(path, output=str(out), keep_paths=True))
+    assert next(read_manifest(out)).image == "images/a.jpg"
 
 
 def test_another_engine_does_not_go_on_with_a_memory(manifest, tmp_path):

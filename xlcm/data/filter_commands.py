@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
+from xlcm.data.moving import Moving
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
@@ -34,6 +35,9 @@ def add_filter(actions: Actions[argparse.ArgumentParser]) -> None:
                         help="translations without a signal (default: error)")  # fmt: skip
     parser.add_argument("--drop-engine", nargs="+", default=[], metavar="ENGINE",
                         help="leave out all captions of these engines")  # fmt: skip
+    parser.add_argument("--keep-paths", action="store_true",
+                        help="write image paths as they are, for use with `image_root` (default: "
+                        "they start from the folder of --out)")  # fmt: skip
     parser.set_defaults(run=_filter)
 
 
@@ -126,14 +130,18 @@ def _filter(args: argparse.Namespace) -> int:
     if not bounds and not args.language and not args.drop_engine:
         raise DataError("nothing to filter by: give --min, --max, --language or --drop-engine")
     there, left = Counter[str](), Counter[tuple[str, str]]()
+    engines: set[str] = set()
+    move = Moving(args.path, args.path if args.keep_paths else args.out)
     with ManifestWriter(args.out) as writer:
         for item in read_manifest(args.path):
+            engines.update(c.engine for c in item.captions if c.engine is not None)
             out = dict(_dropped(item, bounds, args))
             kept = tuple(c for c in item.captions if c.id not in out)
             there.update(c.lang for c in item.captions if c.origin == "mt")
             langs = {c.id: c.lang for c in item.captions if c.origin == "mt"}
             left.update((langs[i], why) for i, why in out.items() if i in langs)
-            writer.write(replace(item, captions=kept))
+            writer.write(move(replace(item, captions=kept)))
+        _all_known(args.drop_engine, engines, args.path)
     rows = [[lang, there[lang], why, n, f"{100 * n / there[lang]:.1f} %"]
             for (lang, why), n in sorted(left.items())]  # fmt: skip
     if rows:
@@ -141,7 +149,20 @@ def _filter(args: argparse.Namespace) -> int:
     total = sum(left.values())
     say(f"{args.out}: {total:,} of {sum(there.values()):,} translations left out, with what was "
         f"made of them; {writer.captions:,} captions stay")  # fmt: skip
+    if move.moved:
+        say(move.tell())
     return 0
+
+
+def _all_known(named: list[str], engines: set[str], path: str) -> None:
+    """Refuse an engine that the manifest doesn't have: misspelt, all its captions would stay."""
+    for name in named:
+        if name not in engines:
+            known = ", ".join(sorted(engines)) or "none, no caption names one"
+            raise DataError(
+                f"--drop-engine {name}: no caption of {path} is of it"
+                f"{nearest(name, sorted(engines))}; engines there: {known}"
+            )
 
 
 def _dropped(

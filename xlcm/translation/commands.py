@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "(default: the first four)")  # fmt: skip
     parser.add_argument("--similarity", metavar="MODEL",
                         help="a saved model: add the cosine of source and translation")  # fmt: skip
+    parser.add_argument("--keep-paths", action="store_true",
+                        help="write image paths as they are, for use with `image_root` (default: "
+                        "they start from the folder of --out)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="lines at once (default: 64)")
 
 
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         "manifest": args.manifest, "output": args.out, "engine": _engine(args),
         "source": args.source, "targets": args.to, "origins": args.origins,
         "splits": args.splits, "back": not args.no_back, "batch_size": args.batch_size,
-        "similarity": args.similarity,
+        "similarity": args.similarity, "keep_paths": args.keep_paths,
     }  # fmt: skip
     if args.quality is not None:
         tree["quality"] = args.quality

@@ -31,6 +31,8 @@ class TranslateConfig(Section):
             of its translation is written too.
         batch_size: lines at once for each process.
         memory: folder of what has been translated so far; None: `<output>.memory`.
+        keep_paths: write paths of pictures as they are, for use with `image_root`; false: they
+            start from the output's folder.
     """
 
     manifest: str
@@ -45,6 +47,7 @@ class TranslateConfig(Section):
     similarity: str | None = None
     batch_size: Annotated[int, Field(gt=0)] = 64
     memory: str | None = None
+    keep_paths: bool = False
 
     @model_validator(mode="after")
     def _languages(self) -> TranslateConfig:

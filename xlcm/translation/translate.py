@@ -14,6 +14,7 @@ from typing import Any
 
 from xlcm.config import ConfigError, build
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
+from xlcm.data.moving import Moving
 from xlcm.translation.engines import Engine, engines
 from xlcm.translation.memory import Memory
 from xlcm.translation.progress import Progress
@@ -37,7 +38,9 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
     Returns:
         On the first process how many captions there are of each kind: `mt de`, `back en`, `blank`
         (without text, not translated), `no translation` (the engine made a blank one), `there
-        before`; and on every process `cut`, texts that any of them cut in this run.
+        before`, `updated` (the caption that they are of has changed since), `outdated` (made of
+        an older text, and left out), and `paths moved`, of pictures; and on every process `cut`,
+        texts that any of them cut in this run.
 
     Raises:
         ConfigError: if the engine lacks a language.
@@ -138,71 +141,112 @@ def _stage(
 # -- into the manifest --------------------------------------------------------------------------
 
 
-Similarity = Callable[[list[Caption], list[Caption]], list[Caption]]
+Similarity = Callable[[list[Caption], set[str]], list[Caption]]
 
 
 def _write(
     config: TranslateConfig, memory: Memory, label: str, similarity: Similarity | None
 ) -> Counter[str]:
     counts = Counter[str]()
+    move = Moving(config.manifest, config.manifest if config.keep_paths else config.output)
     with ManifestWriter(config.output) as writer:
         for item in read_manifest(config.manifest):
-            made = [
-                measured
-                for caption in _wanted(item, config)
-                for target in config.targets
-                for measured in _made(item, caption, target, config, memory, label, counts)
-            ]
+            made: dict[str, Caption] = {}
+            for caption in _wanted(item, config):
+                for target in config.targets:
+                    for new in _made(caption, target, config, memory, label, counts):
+                        if new.id in made:
+                            raise DataError(f"{item.where}: two translations would be called "
+                                            f"{new.id!r}; rename a caption")  # fmt: skip
+                        made[new.id] = new
+            captions = _merged(item, made, _without_result(item, made, config, label), counts)
             if similarity and made:
-                made = similarity([*item.captions, *made], made)
-            writer.write(replace(item, captions=(*item.captions, *made)))
+                captions = similarity(captions, set(made))
+            writer.write(move(replace(item, captions=tuple(captions))))
+    if move.moved:
+        counts["paths moved"] = move.moved
     return counts
 
 
 def _made(
-    item: Item,
     caption: Caption,
     target: str,
     config: TranslateConfig,
     memory: Memory,
     label: str,
     counts: Counter[str],
-) -> list[Caption]:
-    """Return the captions that one gives rise to: its translation and the way back."""
+) -> Iterator[Caption]:
+    """Yield the captions that one gives rise to: its translation and the way back."""
     source = line_of(caption.text)
     if not source:
         counts["blank"] += 1
-        return []
+        return
     identity = f"{caption.id}.{target}"
     text = memory[config.source, target, source]
     if not text:
         counts["no translation"] += 1
-        return []
+        return
     back = memory[target, config.source, text] if config.back else ""
     quality = measure(
         config.quality, source, config.source, text, target, back if config.back else None
     )
-    made = [Caption(identity, target, text, "mt", caption.id, label, (), quality)]
+    yield Caption(identity, target, text, "mt", caption.id, label, (), quality)
     if back:
         name = f"{identity}.{config.source}"
-        made.append(Caption(name, config.source, back, "back", identity, label, (), quality))
-    made = [new for new in made if not _there_before(item, new, counts)]
-    counts.update(f"{new.origin} {new.lang}" for new in made)
-    return made
+        yield Caption(name, config.source, back, "back", identity, label, (), quality)
 
 
-def _there_before(item: Item, new: Caption, counts: Counter[str]) -> bool:
+def _without_result(
+    item: Item, made: dict[str, Caption], config: TranslateConfig, label: str
+) -> set[str]:
+    """Return the captions of an earlier run that this one was to make and had no text for."""
+    tried = {f"{c.id}.{target}" for c in _wanted(item, config) for target in config.targets}
+    if config.back:
+        tried |= {f"{identity}.{config.source}" for identity in tried}
+    tried -= made.keys()
+    return {c.id for c in item.captions if c.id in tried and c.engine == label}
+
+
+def _merged(
+    item: Item, made: dict[str, Caption], gone: set[str], counts: Counter[str]
+) -> list[Caption]:
+    """Return an item's captions with the new ones, which take the place of those before.
+
+    A translation that says what it said is kept. Where it says something else, since its source
+    was changed, what the library had made of the old one goes, unless it is made anew.
+    """
+    captions: list[Caption] = []
+    old = set(gone)  # what must not be relied on any more
     for known in item.captions:
-        if known.id == new.id:
-            if (known.of, known.lang, known.engine) != (new.of, new.lang, new.engine):
-                raise DataError(
-                    f"{item.where}: caption id {known.id!r} is taken by one of engine "
-                    f"{known.engine!r}; translate a manifest without it (`xlcm data filter "
-                    "--drop-engine` removes an engine's captions)"
-                )
+        new = made.get(known.id)
+        if new is None:
+            captions.append(known)
+            continue
+        if (known.of, known.lang, known.engine) != (new.of, new.lang, new.engine):
+            raise DataError(
+                f"{item.where}: caption id {known.id!r} is taken by one of engine "
+                f"{known.engine!r}; translate a manifest without it (`xlcm data filter "
+                "--drop-engine` removes an engine's captions)"
+            )
+        if known.text == new.text:
+            signals = {**dict(known.quality), **dict(new.quality)}
+            captions.append(replace(known, quality=tuple(signals.items())))
             counts["there before"] += 1
-            return True
-    return False
+        else:
+            captions.append(new)
+            old.add(known.id)
+            counts["updated"] += 1
+    machine = [c for c in captions if c.origin != "human" and c.id not in made]
+    while more := {c.id for c in machine if c.of in old} - old:
+        old |= more
+    gone = old - made.keys()
+    if gone:
+        counts["outdated"] += len(gone)
+    kept = [replace(c, of=None) if c.of in gone else c for c in captions if c.id not in gone]
+    there = {caption.id for caption in item.captions}
+    fresh = [new for new in made.values() if new.id not in there]
+    counts.update(f"{new.origin} {new.lang}" for new in fresh)
+    return [*kept, *fresh]
 
 
 def _similarity(config: TranslateConfig) -> Similarity | None:
@@ -216,15 +260,18 @@ def _similarity(config: TranslateConfig) -> Similarity | None:
     except ValueError as error:
         raise ConfigError(f"similarity {config.similarity}: {error}") from error
 
-    def add(captions: list[Caption], made: list[Caption]) -> list[Caption]:
-        used = {c.of for c in made} | {c.id for c in made}
+    def add(captions: list[Caption], made: set[str]) -> list[Caption]:
+        used = made | {c.of for c in captions if c.id in made}
         rows = [c for c in captions if c.id in used]
         vectors = model.encode_text([c.text for c in rows], [c.lang for c in rows], progress=False)
         at = {c.id: vector for c, vector in zip(rows, vectors)}
         out = []
-        for caption in made:
-            cosine = round(float(at[caption.id] @ at[str(caption.of)]), 4)
-            out.append(replace(caption, quality=(*caption.quality, ("similarity", cosine))))
+        for caption in captions:
+            if caption.id in made:
+                cosine = round(float(at[caption.id] @ at[str(caption.of)]), 4)
+                signals = {**dict(caption.quality), "similarity": cosine}
+                caption = replace(caption, quality=tuple(signals.items()))
+            out.append(caption)
         return out
 
     return add
