@@ -71,6 +71,8 @@ SHIPPED = {
     "encode/photos_128.yaml": "encode",
     "evaluate/photos.yaml": "evaluate",
     "evaluate/scenes.yaml": "evaluate",
+    "translate/nllb.yaml": "translate",
+    "translate/scenes.yaml": "translate",
     "quickstart.yaml": "train",
 }
 """Every file under configs/ and the recipe that reads it. A new config joins here."""

@@ -27,6 +27,7 @@ SECTIONS = {
     "encode": "xlcm.data.encode_settings:EncodeConfig",
     "evaluate": "xlcm.evaluation.settings:EvaluateConfig",
     "benchmark": "xlcm.training.grid_settings:GridConfig",
+    "translate": "xlcm.translation.settings:TranslateConfig",
 }
 """Recipe -> `module:Class` of its config."""
 STAGES = {"train": "xlcm.training.stages:Stage"}
@@ -212,7 +213,10 @@ def _model(name: str) -> type[BaseModel]:
 
 
 def _registries() -> dict[str, Registry]:
-    return {known.kind: known for known in vars(registry).values() if isinstance(known, Registry)}
+    from xlcm.translation.engines import engines
+
+    known = [*vars(registry).values(), engines]
+    return {one.kind: one for one in known if isinstance(one, Registry)}
 
 
 def _options(kind: Registry, name: str) -> type[BaseModel]:

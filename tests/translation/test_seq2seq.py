@@ -110,6 +110,15 @@ def test_marian_with_several_targets_is_told_by_a_mark(tmp_path):
         engine.check("en", "ja")
 
 
+def test_codes_name_the_mark_and_names_the_model(tmp_path):
+    marian(tmp_path / "en-zh", marks=(">>cmn_Hans<<", ">>yue<<")), marian(tmp_path / "en-jap")
+    pattern = str(tmp_path / "{source}-{target}" / "model")
+    engine = Seq2Seq(model=pattern, codes={"zh": "cmn_Hans"}, names={"ja": "jap"})
+    assert engine_mark(engine, "zh") == ">>cmn_Hans<<"
+    engine.check("en", "ja")
+    assert engine._opened == pattern.format(source="en", target="jap")
+
+
 def engine_mark(engine, lang):
     """Return the first token that the model sees of a text for a target."""
     engine.check("en", lang)

@@ -370,6 +370,18 @@ def test_the_command_line_translates(manifest, tmp_path, capsys):
     assert "--label" in capsys.readouterr().err
 
 
+def test_the_config_of_scenes_runs_as_it_ships(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.chdir(REPOSITORY)
+    tiny.forget_processes()
+    out = tmp_path / "out.jsonl"
+    assert tiny.recipe("translate.py").main("configs/translate/scenes.yaml", f"output={out}") == 0
+    assert "16 mt de, 48 back en, 16 mt sw, 16 mt zh" in capsys.readouterr().out
+    report = check_manifest(out, images=False)
+    assert (report.items, report.captions) == (16, 16 * 7)
+    assert report.faults == 0
+
+
 def test_the_similarity_is_that_of_the_model(manifest, tmp_path, tiny_data):
     model = DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"])
     model.save_pretrained(tmp_path / "model")

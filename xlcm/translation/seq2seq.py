@@ -25,11 +25,13 @@ class Seq2Seq:
 
     Args:
         model: folder or hub id, such as `facebook/nllb-200-distilled-600M`; `{source}` and
-            `{target}` in it become the languages' codes
+            `{target}` in it become the languages' BCP 47 codes, or what `names` says
             (`Helsinki-NLP/opus-mt-{source}-{target}`), one model a pair, one at a time in memory.
         family: how it is told the languages; None: by its config. `plain`: not at all, but for
             `prefix`.
-        codes: BCP 47 -> what this model calls the language, before the library's table.
+        codes: BCP 47 -> what this model calls the language, before the library's table; not in
+            the model's name.
+        names: BCP 47 -> what `{source}` and `{target}` in `model` become, such as `{ja: jap}`.
         prefix: put before each text for `plain`, with `{source}` and `{target}` as English names.
         beams: 1 is greedy.
         max_new_tokens: longest translation; what reaches it is most often run away.
@@ -43,6 +45,7 @@ class Seq2Seq:
         model: str,
         family: Literal["nllb", "m2m", "mbart50", "madlad", "marian", "plain"] | None = None,
         codes: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
         prefix: str = "",
         beams: Annotated[int, Field(ge=1)] = 4,
         max_new_tokens: Annotated[int, Field(ge=1)] = 128,
@@ -50,6 +53,7 @@ class Seq2Seq:
         revision: str | None = None,
     ) -> None:
         self.model, self.family, self.codes, self.prefix = model, family, dict(codes or {}), prefix
+        self.names = dict(names or {})
         self.beams, self.max_new_tokens = beams, max_new_tokens
         self.dtype, self.revision = getattr(torch, dtype), revision
         self.label = model.rstrip("/").rpartition("/")[2].replace("{", "").replace("}", "")
@@ -114,8 +118,8 @@ class Seq2Seq:
     def _open(self, source: str, target: str) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        name = self.model.replace("{source}", self.codes.get(source, source))
-        name = name.replace("{target}", self.codes.get(target, target))
+        name = self.model.replace("{source}", self.names.get(source, source))
+        name = name.replace("{target}", self.names.get(target, target))
         if name == self._opened:
             return
         self._config = AutoConfig.from_pretrained(name, revision=self.revision)
