@@ -29,6 +29,7 @@ from xlcm.losses.feature_distillation import FeatureDistillationLoss
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.optimal_transport import sinkhorn, transport_distance
 from xlcm.losses.relation_distillation import RelationDistillationLoss
+from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.similarity_distillation import SimilarityDistillationLoss
 from xlcm.losses.triplet import TripletLoss
 from xlcm.losses.word_alignment import WordAlignmentLoss
@@ -230,6 +231,10 @@ def _pair(loss):
     return lambda image, text, scale: loss(image, text, group=torch.arange(len(image)), scale=scale)
 
 
+def _biased(image, text, scale, bias):
+    return SigmoidLoss()(image, text, group=torch.arange(len(image)), scale=scale, bias=bias)
+
+
 def scale() -> torch.Tensor:
     return torch.tensor(5.0, requires_grad=True)
 
@@ -240,6 +245,7 @@ def _words(source, target):
 
 CALLS = {
     "InfoNCELoss": (_pair(InfoNCELoss()), ("image", "text", "scale")),
+    "SigmoidLoss": (_biased, ("image", "text", "scale", "bias")),
     "TripletLoss": (_pair(TripletLoss(margin=2.0)), ("image", "text", "scale")),
     "SimilarityDistillationLoss": (_distil, ("text", "image", "teacher_text", "teacher_image")),
     "FeatureDistillationLoss": (FeatureDistillationLoss(), ("student", "teacher")),
@@ -260,7 +266,7 @@ def _inputs(name: str, arguments: tuple[str, ...]) -> list[torch.Tensor]:
         return [sinkhorn(cost), cost]
     if name == "WordAlignmentLoss":
         return [torch.randn(2, n, 5, requires_grad=True) for n in (3, 4)]
-    return [scale() if one == "scale" else unit() for one in arguments]
+    return [scale() if one in ("scale", "bias") else unit() for one in arguments]
 
 
 def _with_gradient(call, inputs, arguments) -> set[str]:
@@ -294,6 +300,8 @@ def test_the_values_of_equal_vectors_and_the_greatest_ones_are_those_of_the_tabl
     log, margin = torch.tensor(6.0).log(), 0.2
     group = torch.arange(6)
     assert torch.allclose(InfoNCELoss()(equal, equal, group=group, scale=5.0), log)
+    zero = SigmoidLoss()(equal, equal, group=group, scale=5.0, bias=torch.tensor(-5.0))
+    assert torch.allclose(zero, 6 * torch.tensor(2.0).log())
     assert torch.allclose(TripletLoss()(equal, equal, group=group), torch.tensor(2 * margin))
     of = [equal] * 4
     assert torch.allclose(_distil(*of), torch.tensor(0.0), atol=1e-6)
@@ -315,7 +323,7 @@ def test_the_values_of_equal_vectors_and_the_greatest_ones_are_those_of_the_tabl
 
 def test_python_examples_of_the_page_run_one_after_the_other():
     examples = blocks(LOSSES, "python")
-    assert len(examples) == 4
+    assert len(examples) >= 5
     space: dict[str, Any] = {}
     for example in examples:
         assert "assert" in example

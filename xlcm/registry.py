@@ -138,6 +138,7 @@ losses = Registry(
     "loss",
     {
         "info_nce": "xlcm.losses.info_nce:InfoNCELoss",
+        "sigmoid": "xlcm.losses.sigmoid:SigmoidLoss",
         "triplet": "xlcm.losses.triplet:TripletLoss",
     },
 )

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import xlcm.losses.info_nce
+import xlcm.losses.sigmoid
 import xlcm.losses.triplet
 from xlcm.distributed import gather, local_rows, rank, world
 from xlcm.losses.base import PairLoss
 from xlcm.losses.info_nce import InfoNCELoss
+from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.triplet import TripletLoss
 from xlcm.registry import losses
 
@@ -25,6 +27,9 @@ GROUPS = [0, 1, 2, 0, 3, 1, 0, 4, 5, 6, 5, 0]
 LOSSES = {
     "info_nce": (InfoNCELoss, {}),
     "info_nce_smoothed": (InfoNCELoss, {"label_smoothing": 0.1}),
+    "info_nce_tiled": (InfoNCELoss, {"label_smoothing": 0.1, "tiled": "always"}),
+    "sigmoid": (SigmoidLoss, {}),
+    "sigmoid_tiled": (SigmoidLoss, {"tiled": "always"}),
     **{
         f"triplet_{negatives}_{reduction}": (
             TripletLoss,
@@ -65,6 +70,7 @@ def gathering(function):
     """Let the losses gather with `function`."""
     with (
         mock.patch.object(xlcm.losses.info_nce, "gather", function),
+        mock.patch.object(xlcm.losses.sigmoid, "gather", function),
         mock.patch.object(xlcm.losses.triplet, "gather", function),
     ):
         yield
@@ -170,10 +176,11 @@ def test_every_loss_has_the_gradients_of_one_process(processes, number, double):
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_the_gradient_comparison_rejects_wrong_gathers(processes, number):
+@pytest.mark.parametrize("loss", ["info_nce", "info_nce_tiled"])
+def test_the_gradient_comparison_rejects_wrong_gathers(processes, loss, number):
     variants = [name for name in VARIANTS if name != "right"]
-    cases = [("info_nce", name, True) for name in variants]
-    wanted = step("info_nce", "right", True)
+    cases = [(loss, name, True) for name in variants]
+    wanted = step(loss, "right", True)
     found = dict(zip(variants, processes.run(number, steps, cases)[0]))
     measured = {name: gaps(result, wanted) for name, result in found.items()}
     towers = {

@@ -12,6 +12,7 @@ from xlcm.losses.adversarial import discriminator_loss, fooling_loss
 from xlcm.losses.feature_distillation import FeatureDistillationLoss
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.relation_distillation import RelationDistillationLoss
+from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.similarity_distillation import SimilarityDistillationLoss
 from xlcm.losses.triplet import TripletLoss
 
@@ -50,6 +51,17 @@ def similarity_of_some(**options):
     return run
 
 
+def sigmoid(**options):
+    loss = SigmoidLoss(**options)
+
+    def run(rows):
+        scale, bias = rows["numbers"].exp(), rows["numbers"][:1] - 1.0
+        options = {"group": rows["group"], "scale": scale, "present": rows["present"]}
+        return loss(rows["image"], rows["text"], bias=bias, **options)
+
+    return run
+
+
 def pair(loss, **options):
     return lambda rows: loss(rows["image"], rows["text"], group=rows["group"], **options)
 
@@ -75,6 +87,11 @@ LOSSES = {
     "info_nce_some": lambda rows: InfoNCELoss(label_smoothing=0.1)(
         rows["image"], rows["text"], group=rows["group"], scale=3.0, present=rows["present"]
     ),
+    "info_nce_some_tiled": lambda rows: InfoNCELoss(label_smoothing=0.1, tiled="always")(
+        rows["image"], rows["text"], group=rows["group"], scale=3.0, present=rows["present"]
+    ),
+    "sigmoid_bias": sigmoid(tiled="never"),
+    "sigmoid_bias_tiled": sigmoid(tiled="always"),
     **{
         f"{divergence}_some": similarity_of_some(divergence=divergence)
         for divergence in ("kl", "smooth_l1")
@@ -92,16 +109,17 @@ def step(name: str) -> dict:
     """Loss and averaged gradients of linear towers, one a side, on this process's rows."""
     torch.manual_seed(0)
     towers = nn.ModuleDict({side: nn.Linear(6, width) for side, width in SIDES.items()}).double()
+    numbers = nn.Parameter(torch.tensor([0.7], dtype=torch.float64))  # of scale and bias
     data = torch.randn(len(SIDES), ROWS, 6, dtype=torch.float64)
     mine = local_rows(ROWS // world())
     rows = {
         side: nn.functional.normalize(towers[side](x[mine]), dim=1) for side, x in zip(SIDES, data)
     }
     marks = {"group": torch.tensor(GROUPS)[mine], "present": torch.tensor(PRESENT)[mine]}
-    loss = LOSSES[name]({**rows, **marks})
+    loss = LOSSES[name]({**rows, **marks, "numbers": numbers})
     loss.backward()
     gradients = {}
-    for key, parameter in towers.named_parameters():
+    for key, parameter in [*towers.named_parameters(), ("numbers", numbers)]:
         if parameter.grad is not None:
             gradients[key] = gather(parameter.grad[None]).mean(dim=0).tolist()
     return {"loss": gather(loss.detach()[None]).mean().item(), "gradients": gradients}

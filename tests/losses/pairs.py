@@ -43,6 +43,17 @@ def slow_info_nce(image, text, group, scale: float, smoothing: float) -> float:
     return (one_way(similarities(image, text)) + one_way(similarities(text, image))) / 2
 
 
+def slow_sigmoid(image, text, group, scale: float, bias: float) -> float:
+    """Double loop over Zhai et al. 2023, algorithm 1; all pairs of a group are right."""
+    ids, matrix = group.tolist(), similarities(image, text)
+    total = 0.0
+    for i, row in enumerate(matrix):
+        for j, similarity in enumerate(row):
+            sign = 1 if ids[i] == ids[j] else -1
+            total += math.log1p(math.exp(-sign * (scale * similarity + bias)))
+    return total / len(matrix)
+
+
 def slow_triplet(image, text, group, margin: float, negatives: str, reduction: str, direction: str):
     """Double loop over Faghri et al. 2018, section 2, without negatives of one's own group."""
     ids = group.tolist()

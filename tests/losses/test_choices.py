@@ -5,15 +5,17 @@ import pytest
 from xlcm.losses.feature_distillation import FeatureDistillationLoss
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.relation_distillation import RelationDistillationLoss
+from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.similarity_distillation import SimilarityDistillationLoss
 from xlcm.losses.triplet import TripletLoss
 from xlcm.losses.word_alignment import WordAlignmentLoss
 
 CHOICES = {
     FeatureDistillationLoss: ["reduction"],
-    InfoNCELoss: ["reduction"],
+    InfoNCELoss: ["reduction", "tiled"],
     RelationDistillationLoss: ["direction", "reduction"],
     SimilarityDistillationLoss: ["divergence", "pool", "reduction", "direction"],
+    SigmoidLoss: ["tiled"],
     TripletLoss: ["negatives", "reduction", "direction"],
     WordAlignmentLoss: ["word_loss", "solver", "marginals"],
 }

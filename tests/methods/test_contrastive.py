@@ -12,6 +12,7 @@ from torch import nn
 from xlcm.config import ConfigError, build, check_part
 from xlcm.data.views import View
 from xlcm.losses.info_nce import InfoNCELoss
+from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.triplet import TripletLoss
 from xlcm.methods.base import Method
 from xlcm.methods.contrastive import Contrastive
@@ -143,6 +144,21 @@ def test_contrastive_says_what_a_batch_lacks():
 def test_contrastive_refuses_a_bias_that_its_losses_would_ignore():
     with pytest.raises(ValueError, match=r"InfoNCELoss would ignore it; set model\.bias to null"):
         Contrastive(TinyRetriever(bias=-10.0))
+
+
+def test_contrastive_with_the_sigmoid_loss_trains_scale_and_bias():
+    method = build(methods, {"name": "contrastive", "image_loss": "sigmoid"}, TinyRetriever(-10.0))
+    terms = method(batch("source", "target"))
+    method.total(terms).backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    ids, options = torch.arange(6) // 2, {"scale": method.retriever.scale}
+    encoded = method.encode(batch("source", "target"))
+    wanted = SigmoidLoss()(
+        encoded["image"], encoded["source"], group=ids, bias=method.retriever.bias, **options
+    )
+    assert torch.equal(terms["image_source"], wanted)
 
 
 def test_contrastive_does_not_train_a_scale_that_no_loss_uses():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from xlcm.distributed import gather
+from xlcm.distributed import gather, world
 from xlcm.losses.base import PairLoss, check_choice, full_precision
 from xlcm.losses.present import Present
+from xlcm.losses.score_tiles import Tiled, in_tiles
 from xlcm.losses.similarities import Reduction
+from xlcm.losses.tiled import cross_entropy
 
 
 class InfoNCELoss(PairLoss):
@@ -21,9 +23,14 @@ class InfoNCELoss(PairLoss):
     are right answers and not false negatives. The value is the mean over local rows, in [0, inf);
     ln(columns) a direction when all similarities are equal.
 
+    Large batches are computed in tiles (`xlcm/losses/tiled.py`): the same value and gradients
+    without the score matrix, in memory that grows with the batch and not with its square. Only
+    the plain form can be differentiated twice.
+
     Args:
         label_smoothing: share of the target mass that is spread over all columns alike.
         reduction: of the two directions; `sum` is twice the `mean`, as some papers have it.
+        tiled: `auto`: in tiles from 1,024 x 1,024 scores a process on; measured faster.
 
     Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3; several right answers
     as in L_out of Khosla et al. 2020, https://arxiv.org/abs/2004.11362, equation 2.
@@ -36,13 +43,16 @@ class InfoNCELoss(PairLoss):
         *,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         reduction: Reduction = "mean",
+        tiled: Tiled = "auto",
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         check_choice("reduction", reduction, Reduction)
+        check_choice("tiled", tiled, Tiled)
         self.label_smoothing = label_smoothing
         self.reduction = reduction
+        self.tiled: Tiled = tiled
 
     @full_precision
     def forward(
@@ -62,16 +72,55 @@ class InfoNCELoss(PairLoss):
         """
         self.check(image, text, group, scale, bias)
         some = None if present is None else Present(present, len(group))
-        right = (group[:, None] == gather(group)).to(image.dtype)
-        to_text = self._cross_entropy(scale * image, gather(text), right, some)
-        to_image = self._cross_entropy(scale * text, gather(image), right, some)
-        both = to_text + to_image
+        sides = (image, gather(text)), (text, gather(image))
+        everyone = gather(group)
+        compute = self._in_tiles if in_tiles(self.tiled, len(group), len(everyone)) else self._plain
+        both = compute(*sides, scale, group, everyone, some)
         return both if self.reduction == "sum" else both / 2
 
-    def _cross_entropy(
-        self, rows: Tensor, columns: Tensor, right: Tensor, some: Present | None
+    def _in_tiles(
+        self,
+        to_text: tuple[Tensor, Tensor],
+        to_image: tuple[Tensor, Tensor],
+        scale: Tensor | float,
+        group: Tensor,
+        everyone: Tensor,
+        some: Present | None,
     ) -> Tensor:
-        logits = rows @ columns.T
+        """Return both directions; on one process the same tiles serve the two."""
+        rows = len(group)
+        if some is not None:
+            group, everyone = group[some.here], everyone[some.everywhere]
+            to_text = to_text[0][some.here], to_text[1][some.everywhere]
+            to_image = to_image[0][some.here], to_image[1][some.everywhere]
+        options: dict[str, Any] = {
+            "scale": scale,
+            "row_group": group,
+            "column_group": everyone,
+            "smoothing": self.label_smoothing,
+        }
+        if world() == 1:
+            total = cross_entropy(*to_text, both=True, **options)
+        else:
+            total = cross_entropy(*to_text, **options) + cross_entropy(*to_image, **options)
+        return total / rows if some is None else some.mean(total)
+
+    def _plain(
+        self,
+        to_text: tuple[Tensor, Tensor],
+        to_image: tuple[Tensor, Tensor],
+        scale: Tensor | float,
+        group: Tensor,
+        everyone: Tensor,
+        some: Present | None,
+    ) -> Tensor:
+        """Return both directions; on one process one product serves the two."""
+        right = (group[:, None] == everyone).to(to_text[0].dtype)
+        forth = scale * to_text[0] @ to_text[1].T
+        back = forth.T if world() == 1 else scale * to_image[0] @ to_image[1].T
+        return self._cross_entropy(forth, right, some) + self._cross_entropy(back, right, some)
+
+    def _cross_entropy(self, logits: Tensor, right: Tensor, some: Present | None) -> Tensor:
         if some is not None:
             logits, right = some.matrix(logits), some.matrix(right)
         target = right / right.sum(dim=1, keepdim=True)  # each row finds itself: never 0 / 0

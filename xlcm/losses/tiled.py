@@ -1,0 +1,235 @@
+"""Cross-entropy of score matrices that are never held: value and gradients, tile by tile.
+
+A score matrix of b local rows and B columns costs `2 b B D` operations, U. Autograd holds it five
+to six times. Here one sweep over its tiles gives the log-sum-exp of rows and columns at once, and a
+second one makes each tile again for the gradients of both sides: 4 U and memory for the gradients
+and a few tiles. The first tiles are kept until the second sweep, `KEPT` numbers at most, so that
+small matrices cost 3 U like the plain form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlcm.losses.score_tiles import Cut, Gradients, Right, Scores, refuse_second_derivative, shaped
+
+KEPT = 2**24
+"""Numbers of tiles kept for the second sweep at most: 64 MB in float32."""
+STEEPEST = 70.0
+"""Exponents up to here, and sums of exponentials from `exp(-60)` on, are safe in float32."""
+
+
+class _LogSumExp:
+    """Of all rows, and of all columns if there is more than one direction, in one sweep.
+
+    Exponentials are summed up as they are, of scores less one `shift` for all of them, in float64
+    from tile to tile. That is exact as long as no row's sum leaves the range of float32, which the
+    scale of unit vectors seldom allows. Where it does (`fits` says so), the sweep is made again
+    with the log-sum-exp of each tile, at twice the cost.
+    """
+
+    def __init__(self, scores: Scores, both: bool, shift: float | None) -> None:
+        self.shift = shift
+        start = 0.0 if shift is not None else -math.inf
+        b, columns = len(scores.rows), len(scores.columns)
+        options: dict[str, Any] = {"dtype": torch.float64, "device": scores.rows.device}
+        self.rows = torch.full((b,), start, **options)
+        self.columns = torch.full((columns,), start, **options) if both else None
+
+    def add(self, row: slice, column: slice, tile: Tensor) -> None:
+        """Count a tile of scores; with a shift it holds exponentials afterwards."""
+        if self.shift is None:
+            self.rows[row] = torch.logaddexp(self.rows[row], tile.logsumexp(1).double())
+            if self.columns is not None:
+                of = self.columns[column]
+                self.columns[column] = torch.logaddexp(of, tile.logsumexp(0).double())
+            return
+        if self.shift:
+            tile.sub_(self.shift)
+        tile.exp_()
+        self.rows[row] += tile.sum(dim=1)
+        if self.columns is not None:
+            self.columns[column] += tile.sum(dim=0)
+
+    def finish(self) -> bool:
+        """Make logarithms of the sums; return whether they can be trusted."""
+        sides = [side for side in (self.rows, self.columns) if side is not None and len(side)]
+        if self.shift is None or not sides:
+            return True
+        fits = bool(torch.cat(sides).amin() >= math.exp(10 - STEEPEST))
+        for side in sides:
+            side.log_().add_(self.shift)
+        return fits
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        row_group: Tensor,
+        column_group: Tensor,
+        smoothing: float,
+        both: bool,
+    ) -> Tensor:
+        rows, columns = rows.contiguous(), columns.contiguous()
+        scores = Scores(rows, columns, float(scale))
+        cut = Cut(len(rows), len(columns))
+        right = Right(row_group, column_group, cut)
+        budget = KEPT if any(ctx.needs_input_grad) else 0
+        shift = max(0.0, scores.bound() - STEEPEST)
+        sums = _LogSumExp(scores, both, shift)
+        kept, pairs = _first_sweep(scores, cut, sums, right, budget)
+        if not sums.finish():
+            del kept
+            sums = _LogSumExp(scores, both, None)
+            kept, pairs = _first_sweep(scores, cut, sums, right, 0)
+        ctx.save_for_backward(
+            rows, columns, scale, row_group, column_group, sums.rows, sums.columns, *kept
+        )
+        ctx.shift, ctx.smoothing = sums.shift, smoothing
+        directions = 1 if sums.columns is None else 2
+        value = sums.rows.sum() - directions * (1 - smoothing) * pairs
+        if sums.columns is not None:
+            value = value + sums.columns.sum()
+        if smoothing and len(columns):
+            mean = rows.sum(dim=0).double() @ columns.sum(dim=0).double() / len(columns)
+            value = value - directions * smoothing * scores.scale * mean
+        return value.clamp(min=0).to(rows.dtype)  # rounding may leave -1e-8
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_second_derivative()
+        rows, columns, scale, row_group, column_group, of_rows, of_columns, *kept = (
+            ctx.saved_tensors
+        )
+        with torch.autocast(rows.device.type, enabled=False):
+            scores = Scores(rows, columns, float(scale))
+            cut = Cut(len(rows), len(columns))
+            right = Right(row_group, column_group, cut)
+            found = Gradients(scores, ctx.needs_input_grad[:3])
+            weight = float(gradient)
+            directions = 1 if of_columns is None else 2
+            wrong = directions * weight * ctx.smoothing / max(1, len(columns))
+            of_pairs = directions * weight * (ctx.smoothing - 1) / right.counts.double()
+            of_pairs = of_pairs.to(rows.dtype)
+            softmax = _Softmax(ctx.shift, weight, of_rows, of_columns, rows.dtype)
+            first, second = cut.scratch(rows), cut.scratch(rows)
+            for number, (row, column) in enumerate(cut):
+                tile, saved = shaped(second, row, column), number < len(kept)
+                if saved:
+                    scored = kept[number]
+                else:
+                    scored = scores.tile(row, column, shaped(first, row, column))
+                softmax.write(row, column, scored, tile, exponentials=saved)
+                if wrong:
+                    tile.sub_(wrong)
+                at, to = right(row, column)
+                tile.view(-1).index_add_(0, at * tile.shape[1] + to, of_pairs[row][at])
+                found.add(row, column, tile)
+            return (*found.finish(scale), None, None, None, None)
+
+
+def _first_sweep(
+    scores: Scores, cut: Cut, sums: _LogSumExp, right: Right, budget: int
+) -> tuple[list[Tensor], Tensor]:
+    """Return the first tiles of exponentials, and the sum over rows of their mean right score."""
+    scratch = cut.scratch(scores.rows)
+    kept: list[Tensor] = []
+    pairs = scores.rows.new_zeros((), dtype=torch.float64)
+    for row, column in cut:
+        tile = shaped(scratch, row, column)
+        if tile.numel() <= budget:
+            budget -= tile.numel()
+            tile = torch.empty_like(tile)
+            kept.append(tile)
+        else:
+            budget = 0  # only the first ones, without a gap
+        scores.tile(row, column, tile)
+        at, to = right(row, column)
+        if len(at):
+            pairs += (tile[at, to].double() / right.counts[row][at]).sum()
+        sums.add(row, column, tile)
+    return kept, pairs
+
+
+class _Softmax:
+    """Weighted probabilities along rows, plus those along columns, of tiles of scores."""
+
+    def __init__(
+        self,
+        shift: float | None,
+        weight: float,
+        of_rows: Tensor,
+        of_columns: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.shift, self.weight = shift, weight
+        self.rows = self._side(of_rows[:, None]).to(dtype)
+        self.columns = None if of_columns is None else self._side(of_columns[None, :]).to(dtype)
+
+    def _side(self, logarithms: Tensor) -> Tensor:
+        """Return factors of exponentials, with the weight in them; without a shift what came."""
+        if self.shift is None:
+            return logarithms
+        return self.weight * (self.shift - logarithms).exp()
+
+    def write(
+        self, row: slice, column: slice, scored: Tensor, out: Tensor, *, exponentials: bool
+    ) -> None:
+        """Write them to `out`; scores that are no exponentials yet are overwritten."""
+        rows = self.rows[row]
+        columns = None if self.columns is None else self.columns[:, column]
+        if self.shift is None:
+            torch.sub(scored, rows, out=out).exp_()
+            if columns is not None:
+                out.add_(scored.sub_(columns).exp_())
+            out.mul_(self.weight)
+            return
+        if not exponentials:
+            if self.shift:
+                scored.sub_(self.shift)
+            scored.exp_()
+        if columns is None:
+            torch.mul(scored, rows, out=out)
+        else:
+            torch.add(rows, columns, out=out).mul_(scored)
+
+
+def cross_entropy(
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    scale: Tensor | float,
+    row_group: Tensor,
+    column_group: Tensor,
+    smoothing: float = 0.0,
+    both: bool = False,
+) -> Tensor:
+    """Return the sum over rows of the cross-entropy with right answers of the same group.
+
+    The value is that of `F.cross_entropy(scale * rows @ columns.T, target, reduction="sum")`, where
+    `target` shares the mass of a row among the columns of its group. It can't be differentiated
+    twice. The sums are carried on in float64.
+
+    Args:
+        rows: `(b, D)` float32 or float64.
+        columns: `(B, D)`.
+        scale: `()`, gets a gradient if it wants one.
+        row_group: `(b,)` int64; each is among the columns.
+        column_group: `(B,)` int64.
+        smoothing: share of the mass that is spread over all columns.
+        both: add the cross-entropies of the columns with the rows as answers; the groups of both
+            must be the same.
+    """
+    if not isinstance(scale, Tensor):
+        scale = torch.tensor(scale, dtype=torch.float64)
+    return _CrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
+        rows, columns, scale, row_group, column_group, smoothing, both
+    )
