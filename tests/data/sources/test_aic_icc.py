@@ -115,3 +115,14 @@ def test_faults_are_named(root, capsys):
     assert "captions of the training pictures" in said
     assert "ai_challenger_caption_train_20170902" in said
     assert "--test-images" in fails("--test-images", "-1")
+
+
+def test_pictures_of_an_older_manifest_are_found(root):
+    command(root)
+    (root.parent / "m.jsonl").rename(root.parent / "old.jsonl")
+    (root.parent / "m.jsonl.report.json").rename(root.parent / "old.jsonl.report.json")
+    command(root, "--against", str(root.parent / "old.jsonl"))
+    told = json.loads((root.parent / "m.jsonl.report.json").read_text())["against"]
+    assert {(row["of_split"], row["split"], row["pictures"]) for row in told} == {
+        ("train", "train", 2), ("test", "test", 3),
+    }  # fmt: skip

@@ -8,11 +8,14 @@ from test_csv import picture
 
 from xlcm.cli import main
 from xlcm.data.check import check_manifest
-from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.data.sources import pictures
-from xlcm.data.sources.base import Expected
-from xlcm.data.sources.chinese_clip import KNOWN, Packing, read_pictures
+from xlcm.data.sources.base import Expected, Plan
+from xlcm.data.sources.chinese_clip import KNOWN, Packing, key_of_title, read_pictures
+from xlcm.data.sources.multi30k import picture_key as multi30k_key
 from xlcm.data.sources.pictures import PictureFolder, decode_base64, safe_name
+from xlcm.data.sources.report import overlaps
+from xlcm.types import Item
 
 PICTURES = {"train": [10, 11], "valid": [20, 21], "test": [30]}
 TEXTS = {
@@ -234,3 +237,42 @@ def test_every_known_set_names_its_terms():
         assert plan.get == known.get
         assert plan.terms
         assert plan.cite
+
+
+def other(root: Path, source: str, names: list[str]) -> str:
+    """Write a manifest with a report of another source; return its path."""
+    path = root.parent / "other.jsonl"
+    with ManifestWriter(path) as writer:
+        for name in names:
+            writer.write(Item(name, "train", ()))
+    report = {"source": source, "title": "Multi30K task 1"}
+    path.with_name("other.jsonl.report.json").write_text(json.dumps(report))
+    return str(path)
+
+
+def against(root: Path) -> list[str]:
+    rows = json.loads((root.parent / "m.jsonl.report.json").read_text())["against"]
+    return sorted(key for row in rows for key in row["first"])
+
+
+def test_pictures_of_flickr30k_are_found_in_sets_that_share_them_and_muges_are_not(tmp_path):
+    root = put(tmp_path / "data")
+    path = other(root, "multi30k", ["10", "30", "99"])
+    command(root, "--dataset", "flickr30k-cn", "--against", path)
+    assert against(root) == ["flickr:10", "flickr:30"]
+    (tmp_path / "m.jsonl").rename(tmp_path / "cn.jsonl")
+    (tmp_path / "m.jsonl.report.json").rename(tmp_path / "cn.jsonl.report.json")
+    for dataset, found in (("flickr30k-cn", 5), ("muge", 0), ("coco-cn", 0)):
+        command(root, "--dataset", dataset, "--against", str(tmp_path / "cn.jsonl"))
+        assert len(against(root)) == found, dataset
+    key = key_of_title(KNOWN["coco-cn"].title)
+    assert key(Item("COCO_val2014_000000000012@val", "val", ())) == "coco:12"
+    assert key(Item("12", "val", ())) == "coco-cn:12"
+
+
+def test_a_manifest_of_this_packing_is_understood_by_other_sources(tmp_path):
+    root = put(tmp_path / "data")
+    command(root, "--dataset", "flickr30k-cn")
+    plan = Plan("multi30k", "x", "", "", "", (), lambda: iter(()), key=multi30k_key)
+    keys = overlaps(plan, [str(tmp_path / "m.jsonl")])[str(tmp_path / "m.jsonl")]
+    assert keys["train"] == {"flickr:10", "flickr:11"}

@@ -178,3 +178,31 @@ def test_msrvtt_cn_finds_any_of_its_names_and_compares_its_test_with_the_list(tm
     said = fails(capsys, tmp_path, "msrvtt-cn", "--test-list", str(listed))
     assert "video9" in said
     assert "video3" in said
+
+
+def test_the_english_of_two_tasks_is_kept_apart_and_shared_sentences_are_one_caption(tmp_path):
+    text = multi30k(tmp_path)
+    tagged(text / "multi30ktrain_google_enc2fr.caption.txt", "enc2fr", {"17": ["Un bateau."]})
+    back = {"17": ["A ship."]}
+    tagged(text / "multi30ktrain_google_enc2fr2enc.caption.txt", "enc2fr2enc", back)
+    for split, year, i in (("val", "", "18"), ("test", "_2016", "19")):
+        tagged(text / f"multi30k{split}_fr{year}.caption.txt", "fr", {i: ["Un bateau."]})
+        ship = {i: ["A ship."]}
+        tagged(text / f"multi30k{split}_google_fr2enc{year}.caption.txt", "fr2enc", ship)
+        own = {i: ["A boat."]}
+        tagged(text / f"multi30k{split}_enc{year}_task1.caption.txt", "enc", own)
+        five = {i: ["A long boat.", "A boat."]}
+        tagged(text / f"multi30k{split}_enc{year}.caption.txt", "enc", five)
+        tagged(text / f"multi30k{split}_google_enc2fr{year}.caption.txt", "enc2fr",
+               {i: ["Un long bateau.", "Un bateau."]})  # fmt: skip
+    words = ("--collection", "multi30k", "--langs", "de", "fr", "--everything")
+    assert command("nrccr", tmp_path, *words) == 1  # fewer than published
+    found = items(tmp_path)["18"].captions
+    assert [(c.id, c.text) for c in found if (c.lang, c.origin) == ("en", "human")] == [
+        ("18#en.0", "A boat."), ("18#en.fr.0", "A long boat."),
+    ]  # fmt: skip
+    assert [(c.id, c.of) for c in found if (c.lang, c.origin) == ("fr", "mt")] == [
+        ("18#fr.mt.0", "18#en.fr.0"), ("18#fr.mt.1", "18#en.0"),
+    ]  # fmt: skip
+    assert all((c.engine is None) == (c.origin == "human") for c in found)
+    assert check_manifest(tmp_path / "out" / "m.jsonl", images=False).faults == 0

@@ -83,8 +83,8 @@ def test_faults_are_named(root, capsys):
 
     (root / "ids.txt").write_text("a.jpg\na.jpg\n")
     assert "ids.txt:2: a is also at line 1" in fails()
-    (root / "ids.txt").write_text("a.jpg\n\n")
-    assert "ids.txt:2: no picture is named" in fails()
+    (root / "ids.txt").write_text("\na.jpg\n")
+    assert "ids.txt:1: no picture is named" in fails()
     (root / "ids.txt").write_text("b.jpg\na.jpg\n")
     bad_encoding(root / "train.de", 2)
     assert "train.de:2: not UTF-8" in fails()
@@ -115,3 +115,49 @@ def test_two_lists_of_pictures_for_a_split_are_refused(root, capsys):
     assert command(root, *ids, "--captions", "train/en=train.en") != 0
     assert "the pictures of train are named by ids.txt too" in capsys.readouterr().err
     assert not (root.parent / "m.jsonl").exists()
+
+
+def test_blank_lines_at_the_end_are_no_captions_and_are_told(root, capsys):
+    for name, more in (("ids.txt", "\n"), ("train.en", "\n \n"), ("train.de", "\r\n")):
+        with open(root / name, "a", newline="") as file:
+            file.write(more)
+    assert command(root, *TRAIN) == 0
+    assert [len(item.captions) for item in items(root).values()] == [2, 2]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 blank lines at the end of a file were left out: " in said
+    assert command(root, "--captions", "train/en=train.en") == 0
+    assert [c.text for item in items(root).values() for c in item.captions] == ["A boat.", "A cat."]
+
+
+def test_a_last_line_that_another_file_has_a_caption_for_is_an_empty_caption(root, capsys):
+    (root / "train.en").write_text("A boat.\n\n\n")
+    assert command(root, "--captions", "train/en=train.en", "train/de=train.de") == 0
+    assert [[c.lang for c in item.captions] for item in items(root).values()] == [
+        ["en", "de"], ["de"],
+    ]  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 captions without text were left out: {root / 'train.en'}:2" in said
+    assert f"1 blank lines at the end of a file were left out: {root / 'train.en'}:3" in said
+    (root / "train.en").write_text("A boat.\n")
+    assert command(root, "--captions", "train/en=train.en", "train/de=train.de") == 2
+    assert "1 lines, expected 2" in capsys.readouterr().err
+    assert command(root, "--captions", "train/en=train.en", "--per-image", "5") == 2
+
+
+def test_translations_of_xtd10_by_machine_are_read_beside_its_own_files(shared, tmp_path):
+    root = shared / "data" / "captions"
+    if not (root / "xtd10_mt_nllb").is_dir():
+        pytest.skip("needs the translations of XTD10 by NLLB")
+    out = str(tmp_path / "m.jsonl")
+    names = ["test/en=xtd10/XTD10/test_1kcaptions_en.txt", "test/de=xtd10/MIC/test_1kcaptions_de.txt",
+             "test/de:mt=xtd10_mt_nllb/deu_Latn.txt", "test/sw:mt=xtd10_mt_nllb/swh_Latn.txt"]  # fmt: skip
+    assert main(["data", "import", "lines", "--root", str(root), "--out", out, "--captions", *names,
+                 "--ids", "test=xtd10/XTD10/test_image_names.txt", "--mt-from", "en", "--engine",
+                 "nllb-200"]) == 0  # fmt: skip
+    found = list(read_manifest(out))
+    assert len(found) == 1000
+    for item in found:
+        assert [c.lang for c in item.captions] == ["en", "de", "de", "sw"]
+        english = item.captions[0].id
+        assert [c.of for c in item.captions] == [None, None, english, english]
+        assert item.id.startswith("COCO_")

@@ -291,3 +291,18 @@ def test_the_real_files_have_the_published_counts_and_leak_nothing(shared, tmp_p
         assert all(s["pictures"] == s["items"] for s in report["splits"].values())
     unlinked = [c.id for i in read_manifest(out) for c in i.captions if c.lang == "fr" and not c.of]
     assert unlinked == []
+
+
+def test_splits_without_a_machine_translation_are_told(load, tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / f"mt/{split}.en2es", [f"es {name}" for name in IMAGES[split]])
+    write(tmp_path / "mt/train.en2zh", [f"zh {name}" for name in IMAGES["train"]])
+    load("--mt", str(tmp_path / "mt"), "--tests", "test_2016_flickr")
+    notes = json.loads(Path(f"{load.out}.report.json").read_text())["notes"]
+    assert "--mt has no translation into es of test_2016_flickr: items there have none" in notes
+    assert (
+        "--mt has no translation into zh of val, test_2016_flickr: items there have none" in notes
+    )
+    load("--mt", str(tmp_path / "mt"), "--mt-langs", "es", "--tests")
+    notes = json.loads(Path(f"{load.out}.report.json").read_text())["notes"]
+    assert not any(note.startswith("--mt") for note in notes)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from faults import packed
 from video_folders import CLIPS, HALVES, command, fails, items, nrccr_videos, put, told, vatex
 
 from xlcm.data.sources.tagged_files import youtube_key
@@ -99,3 +100,27 @@ def test_videos_are_looked_for_by_clip(tmp_path, capsys):
 )
 def test_the_id_of_youtube_is_split_off_from_the_right(name, key):
     assert youtube_key(Item(name, "train", ())) == f"youtube:{key}"
+
+
+def test_two_files_of_one_part_are_named_and_none_is_taken(tmp_path, capsys):
+    vatex(tmp_path)
+    other = put(tmp_path / "vatex_training_v1.1.json", "[]")
+    said = " ".join(fails(capsys, tmp_path, "vatex").split())
+    assert f"two files of train: {tmp_path / 'vatex_training_v1.0.json'} and {other}" in said
+    other.rename(tmp_path / "vatex_validation_v2.json")
+    assert "two files of val: " in " ".join(fails(capsys, tmp_path, "vatex").split())
+    assert command("vatex", tmp_path, "--splits", "train") == 0
+
+
+def test_lists_may_be_packed_tables(tmp_path, capsys):
+    vatex(tmp_path)
+    packed(put(tmp_path / "val.csv", f"n,video_id\n1,{CLIPS[2]}\n"))
+    packed(put(tmp_path / "test.txt", CLIPS[1] + "\n"))
+    words = ["--val-ids", str(tmp_path / "val.csv.gz"), "--test-ids", str(tmp_path / "test.txt.gz")]
+    command("vatex", tmp_path, *words)
+    assert [item.split for item in items(tmp_path).values()] == ["train", "test", "val"]
+    (tmp_path / "out" / "m.jsonl").unlink()
+    (tmp_path / "out" / "m.jsonl.report.json").unlink()
+    put(tmp_path / "val.npy.gz", "x")
+    words[1] = str(tmp_path / "val.npy.gz")
+    assert "gunzip val.npy.gz" in fails(capsys, tmp_path, "vatex", *words)

@@ -95,3 +95,12 @@ def test_the_real_files_have_the_published_counts(shared, tmp_path):
     code, items, report = imported(source, root, "--translate-test", out=tmp_path / "m.jsonl")
     assert (code, len(items)) == (0, 10_827)
     assert report["splits"]["val"]["items"] == 4_632
+
+
+def test_pictures_of_an_older_manifest_are_found(root, tmp_path):
+    old = tmp_path / "old" / "m.jsonl"
+    imported(source, root, out=old)
+    _, _, report = imported(source, root, "--langs", "en", "--against", str(old))
+    assert {(row["of_split"], row["split"], row["pictures"]) for row in report["against"]} == {
+        ("val", "val", 1), ("test", "test", 1),
+    }  # fmt: skip

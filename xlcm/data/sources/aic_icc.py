@@ -20,6 +20,11 @@ TRAIN, VALIDATION = 210_000, 30_000  # pictures, with five captions each
 TEST = 10_000  # first pictures of the validation file that papers test on
 
 
+def picture_key(item: Item) -> str:
+    """Return `aic:<picture>`."""
+    return f"aic:{item.id}"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `xlcm data import aic-icc`."""
     add_common(parser)
@@ -76,7 +81,7 @@ def plan(root: str | Path, *, test_images: int = TEST, flat: bool = False) -> Pl
         ),
         items=items,
         expected=expected,
-        key=lambda item: f"aic:{item.id}",
+        key=picture_key,
         skipped=skipped,
         notes=(
             f"test is the first {test_images:,} pictures of the validation file, in its order "

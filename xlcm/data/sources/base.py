@@ -89,7 +89,8 @@ class Plan:
         expected: published counts by split.
         key: which picture it is over data sets (`flickr:1234567890`, `coco:123456`), from the
             item's id alone; None: the id. A source whose module has this function as
-            `picture_key` is understood by `--against` of other sources.
+            `picture_key` (or `key_of_title`, which returns it for the report's title) is
+            understood by `--against` of other sources.
         notes: traps that a user of this set must know.
         skipped: what the items' reader left out; read at the end.
     """

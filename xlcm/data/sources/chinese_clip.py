@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
+from xlcm.data.sources.coco_names import coco_number
 from xlcm.data.sources.own import add_pictures, pictures_folder
 from xlcm.data.sources.pictures import PictureFolder, safe_name
 from xlcm.data.sources.text_lines import find, find_all, iter_lines, read_jsonl
@@ -36,6 +37,12 @@ class Known:
     prefix: str = ""  # of the key that tells pictures apart over data sets
     notes: tuple[str, ...] = ()
 
+    def key(self, item: Item) -> str:
+        """Return which picture it is over data sets."""
+        identity = item.id.partition("@")[0]
+        number = coco_number(identity)
+        return self.prefix + identity if number is None else f"coco:{number}"
+
 
 KNOWN = {
     "muge": Known(
@@ -43,6 +50,7 @@ KNOWN = {
         get="Register at https://tianchi.aliyun.com/muge and download Multimodal_Retrieval.",
         terms="For research, after registration.",
         cite="Lin et al. 2021, https://arxiv.org/abs/2103.00823",
+        prefix="muge:",
         notes=(
             "about 129,000, 30,000 and 30,000 pictures and 250,000 training pairs; the labels of "
             "test are hidden, papers report valid (val here).",
@@ -72,7 +80,12 @@ KNOWN = {
         terms="Text on request, for research; pictures under Flickr's terms.",
         cite="Li et al. 2019, https://arxiv.org/abs/1805.08661",
         expected={"train": Expected(18_341), "val": Expected(1_000), "test": Expected(1_000)},
-        notes=("its split cuts across Karpathy's: do not mix the two.",),
+        prefix="coco-cn:",
+        notes=(
+            "its split cuts across Karpathy's: do not mix the two.",
+            "pictures that are not called COCO_val2014_... are compared by --against with those of "
+            "this packing only; the source coco-cn knows COCO's numbers.",
+        ),
     ),
     "other": Known(
         title="a data set in Chinese-CLIP's packing",
@@ -81,6 +94,14 @@ KNOWN = {
         cite="-",
     ),
 }
+
+
+def key_of_title(title: str) -> Callable[[Item], str]:
+    """Return the key of the pictures of the set that a report's title names."""
+    known = {one.title: one for one in KNOWN.values()}
+    return known.get(title, KNOWN["other"]).key
+
+
 MANY = (
     "a text with several right pictures stands at each of them as a caption of its own, "
     "<picture>#<lang>.<text id>; recall from text then asks for that one picture, which is "
@@ -182,7 +203,7 @@ class Packing:
             needs=tuple(needs),
             items=self.items,
             expected={s: e for s, e in self.known.expected.items() if s in wanted},
-            key=lambda item: self.known.prefix + item.id.partition("@")[0],
+            key=self.known.key,
             skipped=self.skipped,
             notes=(*self.known.notes, MANY),
         )

@@ -17,6 +17,7 @@ from xlcm.data.sources.text_lines import find, read_lines
 from xlcm.types import Caption, Item
 
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
+BLANK = "blank lines at the end of a file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +90,9 @@ class Lines:
     def items(self) -> Iterator[Item]:
         """Yield the pictures of each split, in the order of the lines.
 
+        Blank lines at the end of a file are no captions where no picture, or no other file, has a
+        line for them: they are left out and reported.
+
         Raises:
             DataError: if files of a split have different numbers of lines, or a picture is named
                 twice.
@@ -100,8 +104,11 @@ class Lines:
         # what others were translated from comes first, so that they can name it
         files.sort(key=lambda file: (file.lang != self.mt_from, file.origin != "human"))
         texts = [read_lines(find(self.root, file.path)) for file in files]
-        names = self._names(split, len(texts[0]))
+        names = self._names(split, max(_filled(lines) for lines in texts))
         for file, lines in zip(files, texts):
+            while len(lines) > self.per_image * len(names) and not lines[-1][1].strip():
+                number, _ = lines.pop()
+                self.skipped.add(f"{find(self.root, file.path)}:{number}", BLANK)
             if len(lines) != self.per_image * len(names):
                 first = self.ids.get(split, files[0].path)
                 raise DataError(
@@ -135,13 +142,21 @@ class Lines:
             yield Item(identity, split, tuple(captions), image, video, where=where)
 
     def _names(self, split: str, lines: int) -> list[tuple[str, str | None, str]]:
-        """Return (item id, file or None, `file:line`) of each picture."""
+        """Return (item id, file or None, `file:line`) of each picture.
+
+        Args:
+            split: theirs.
+            lines: up to the last caption, where no file names the pictures.
+        """
         if split not in self.ids:
-            return [(f"{split}-{n}", None, "") for n in range(lines // self.per_image)]
+            return [(f"{split}-{n}", None, "") for n in range(-(-lines // self.per_image))]
         path = find(self.root, self.ids[split])
         names: list[tuple[str, str | None, str]] = []
         seen: dict[str, int] = {}
-        for number, line in read_lines(path):
+        rows = read_lines(path)
+        while rows and not rows[-1][1].strip():
+            self.skipped.add(f"{path}:{rows.pop()[0]}", BLANK)
+        for number, line in rows:
             name = line.strip()
             if not name:
                 raise DataError(f"{path}:{number}: no picture is named on this line")
@@ -153,3 +168,8 @@ class Lines:
             seen[identity] = number
             names.append((identity, name, f"{path}:{number}"))
         return names
+
+
+def _filled(lines: list[tuple[int, str]]) -> int:
+    """Return how many lines there are up to the last one with text."""
+    return next((n for n in range(len(lines), 0, -1) if lines[n - 1][1].strip()), 0)

@@ -144,7 +144,7 @@ def plan(args: argparse.Namespace) -> Plan:
         name="multi30k", title=f"Multi30K task {args.task}".replace("task both", "tasks 1 and 2"),
         get=GET, terms=TERMS, cite=CITE, needs=listed + needs, items=items,
         expected={split: _expected(split, files) for split in splits}, key=picture_key,
-        notes=(*notes, SAME_ENGLISH, KARPATHY), skipped=skipped,
+        notes=(*notes, SAME_ENGLISH, KARPATHY, *_without_machine(files, splits)), skipped=skipped,
     )  # fmt: skip
 
 
@@ -216,6 +216,18 @@ def _machine(args: argparse.Namespace, split: str) -> list[Sentences]:
         Sentences(str(folder / f"{start}{lang}"), split, lang, ".mt", 0, args.mt_engine, True)
         for lang in args.mt_langs or sorted(there)
     ]
+
+
+def _without_machine(files: Sequence[Sentences], splits: Sequence[str]) -> Iterator[str]:
+    """Yield a note for each language whose machine translation some splits lack."""
+    there: dict[str, set[str]] = {}
+    for file in files:
+        if file.engine:
+            there.setdefault(file.lang, set()).add(file.split)
+    for lang, found in there.items():
+        if lacking := [split for split in splits if split not in found]:
+            yield (f"--mt has no translation into {lang} of {', '.join(lacking)}: items there have "
+                   "none")  # fmt: skip
 
 
 def _expected(split: str, files: Sequence[Sentences]) -> Expected:

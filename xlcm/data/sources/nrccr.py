@@ -149,12 +149,19 @@ class Request:
     def files(self, split: str) -> list[TagFile]:
         """Return the files of a split; what several targets share is there once."""
         files: dict[str, TagFile] = {}
+        labels: dict[str, str] = {}  # of people's captions -> their file
         for lang in self.langs or LANGS[self.collection]:
             layout = Layout(self.collection, lang, self.task, self.prefix, self.everything)
+            renamed: dict[str, str] = {}
             for file in layout.files(split, self.folder):
                 if len(self.langs or LANGS[self.collection]) > 1 and file.lang == "en" and file.of:
                     # one caption's ways back over several languages need names of their own
                     file = replace(file, kind=f"{file.kind}-{lang}")
+                if not file.of and labels.setdefault(file.label, file.path) != file.path:
+                    # the English of German task 1 and that of French are two files
+                    renamed[file.label] = f"{file.lang}.{lang}"
+                    file = replace(file, kind=lang)
+                file = replace(file, of=renamed.get(file.of, file.of))
                 files.setdefault(file.path, file)
         return list(files.values())
 

@@ -209,12 +209,16 @@ def _key_of(path: str) -> Callable[[Item], str] | None:
     if not report.is_file():
         return None
     try:
-        source = json.loads(report.read_text(encoding="utf-8"))["source"]
+        told = json.loads(report.read_text(encoding="utf-8"))
+        source, title = told["source"], told.get("title")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{report}: no report of an import: {error!r}") from error
     if source not in SOURCES or source in OWN:
         return None
-    return getattr(importlib.import_module(SOURCES[source]), "picture_key", _own_id)
+    module = importlib.import_module(SOURCES[source])
+    if hasattr(module, "key_of_title"):  # one source of several sets
+        return module.key_of_title(title)
+    return getattr(module, "picture_key", _own_id)
 
 
 def _own_id(item: Item) -> str:

@@ -23,7 +23,7 @@ class TagFile:
         lang: BCP 47.
         tags: that its lines may carry; any other is refused.
         kind: what its captions' ids have behind the language: `mt`, `back`, either with a language
-            behind a hyphen; "" for people's.
+            behind a hyphen; "" or another word for people's.
         of: the captions that these were made from, as `<lang>` or `<lang>.<kind>`; "" for none.
         required: whether the import can't do without it.
     """
@@ -124,17 +124,22 @@ def join(
             for identity, own in lines.items():
                 ids.setdefault(identity, next(iter(own.values()))[0])
     for identity, where in ids.items():
-        captions, written = [], set()
+        captions: list[Caption] = []
+        names: dict[tuple[str, int], str] = {}  # file's label and number -> caption
         for file, lines in read:
+            # a sentence that two files of people's captions share is one caption
+            before = {} if file.of else {c.text: c.id for c in captions if c.lang == file.lang
+                                         and c.origin == "human"}  # fmt: skip
             for n, (place, text) in lines.get(identity, {}).items():
                 if not text:
                     skipped.add(place)
                     continue
-                written.add(name := f"{identity}#{file.label}.{n}")
-                of = f"{identity}#{file.of}.{n}" if file.of else None
+                names[file.label, n] = name = before.get(text, f"{identity}#{file.label}.{n}")
+                if text in before:
+                    continue
                 captions.append(
-                    Caption(name, file.lang, text, file.origin, of if of in written else None,
-                            engine if file.kind else None)
+                    Caption(name, file.lang, text, file.origin, names.get((file.of, n)),
+                            engine if file.origin != "human" else None)
                 )  # fmt: skip
         image, video = (None, f"{identity}.mp4") if videos else (f"{identity}.jpg", None)
         yield Item(identity, files[0].split, tuple(captions), image, video, where=where)
@@ -166,17 +171,20 @@ def read_split_ids(path: str | Path) -> list[str]:
     """Return the ids that a file lists, in order, each once.
 
     Takes .npy of names (HGR), .csv with a column `video_id`, files of captions
-    (`<id>#<tag>#<n> ...`), and one id a line.
+    (`<id>#<tag>#<n> ...`), and one id a line; all but .npy plain or gzipped.
 
     Raises:
         DataError: if it lists nothing.
     """
     path = Path(path)
-    if path.suffix == ".npy":
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".npy" and path.suffix == ".gz":
+        raise DataError(f"{path}: unpack it first, with `gunzip {path.name}`")
+    if kind == ".npy":
         from xlcm.data.feature_formats.ids import read_ids
 
         names = read_ids(path)
-    elif path.suffix == ".csv":
+    elif kind == ".csv":
         names = [identity for _, identity, _ in read_sentences(path, sentence=False)]
     else:
         names = [line.split()[0].partition("#")[0] for _, line in iter_lines(path) if line.strip()]

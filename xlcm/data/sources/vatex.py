@@ -86,6 +86,11 @@ def plan(args: argparse.Namespace) -> Plan:
         raise DataError("--splits test: the official files have no test of retrieval; it is a half "
                         "of validation, --val-ids and --test-ids")  # fmt: skip
 
+    for part in parts:
+        if len(found := find_all(args.root, FILES[part])) > 1:
+            raise DataError(f"{args.root}: two files of {part}: {' and '.join(map(str, found))}; "
+                            "move the one away that you don't mean")  # fmt: skip
+
     def items() -> Iterator[Item]:
         named = {split: read_split_ids(path) for split, path in halves.items()}
         for part in parts:
