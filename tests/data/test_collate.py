@@ -14,8 +14,10 @@ from xlcm.data.batching import Batching, Row, RowStream
 from xlcm.data.collate import Collator, TrainLoader, pick_view, stack_visuals
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
+from xlcm.data.subset import Subset
 from xlcm.data.transforms import Augment
 from xlcm.data.views import View, Views
+from xlcm.encoders.transform import ImageTransform
 from xlcm.types import Batch, Caption, Item, TextBatch
 
 SIZE = 8
@@ -325,6 +327,16 @@ def manifest(folder: Path, count: int = 8, bad: int = 5) -> ManifestDataset:
     path = folder / "m.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return ManifestDataset(path=str(path), split="train")
+
+
+def test_pixels_are_read_where_the_transform_takes_them_and_change_nothing(tmp_path, monkeypatch):
+    data = Subset(manifest(tmp_path), range(5))
+    some = [Row(item, 0, 2) for item in (4, 0, 3)]
+    augment = Augment(crop=0.5, flip=0.5)
+    slow = collator(data, lambda image: ImageTransform(SIZE)(image), augment=augment)(some)
+    monkeypatch.setattr("xlcm.data.images.decode", None)
+    fast = collator(data, ImageTransform(SIZE), augment=augment)(some)
+    assert torch.equal(slow.visual.pixels, fast.visual.pixels)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,15 +1,18 @@
 import io
 import struct
+import tarfile
 import warnings
 import zlib
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from xlcm.data import images
-from xlcm.data.images import decode, load_image
+from xlcm.data.images import decode, load_image, load_pixels
 from xlcm.data.manifest import DataError
 
 
@@ -163,3 +166,68 @@ def test_a_decompression_bomb_is_an_error_at_any_size(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
         monkeypatch.setattr(images, "MAX_PIXELS", 3072)
         assert load_image(saved(picture())).size == (64, 48)
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(picture(), "JPEG", exif=exif)
+
+
+ODD = {
+    "progressive": saved(picture(), "JPEG", progressive=True, quality=30),
+    "grey": saved(picture().convert("L"), "JPEG"),
+    "CMYK": saved(picture().convert("CMYK"), "JPEG"),
+    "stored as RGB": saved(picture(), "JPEG", keep_rgb=True),
+    "one pixel": saved(picture(1, 1), "JPEG"),
+    "PNG": saved(picture()),
+    "transparent": saved(picture().convert("RGBA"), "PNG"),
+    **{f"turned, {orientation}": turned(orientation) for orientation in range(10)},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_pixels_are_those_of_the_picture_whatever_the_file_is(name):
+    pixels = load_pixels(ODD[name])
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(load_image(ODD[name])))
+
+
+def test_pixels_of_photographs_are_those_that_pillow_decodes(shared):
+    with tarfile.open(shared / "data" / "photos" / "images.tar") as tar:
+        for member in islice((m for m in tar if m.name.endswith(".jpg")), 200):
+            data = tar.extractfile(member).read()
+            assert np.array_equal(load_pixels(data).permute(1, 2, 0), np.asarray(load_image(data)))
+
+
+def test_only_plain_upright_jpegs_are_decoded_past_pillow(monkeypatch):
+    def none(*_, **__):
+        raise AssertionError("decoded by Pillow")
+
+    monkeypatch.setattr(images, "decode", none)
+    for name in ("progressive", "grey", "stored as RGB", "turned, 1"):
+        load_pixels(ODD[name])
+    for name in ("CMYK", "PNG", "turned, 6"):
+        with pytest.raises(AssertionError, match="by Pillow"):
+            load_pixels(ODD[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_jpegs_give_the_same_pixels_or_the_same_message():
+    data = saved(picture(), "JPEG")
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        broken[int(random.integers(len(data)))] = int(random.integers(256))
+        broken = bytes(broken[: int(random.integers(len(data) // 2, 2 * len(data)))])
+        found = []
+        for load in (load_image, load_pixels):
+            try:
+                found.append(load(broken))
+            except DataError as error:
+                found.append(str(error))
+        image, pixels = found
+        if isinstance(image, str):
+            assert pixels == image
+        else:
+            assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(image))

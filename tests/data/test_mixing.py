@@ -153,6 +153,7 @@ def test_a_mix_finds_each_item_in_its_corpus(tiny_data, tmp_path, monkeypatch):
         assert mix[index].id == source[index % 64].id
         assert mix.load_features(index).equal(source.load_features(index % 64))
         assert mix.load_image(index).tobytes() == source.load_image(index % 64).tobytes()
+        assert mix.load_pixels(index).equal(source.load_pixels(index % 64))
     found = layout(mix)
     assert found.names == ("a", "b")
     assert (found.shards(0), found.shards(1)) == (0, 4)

@@ -63,6 +63,7 @@ def test_what_was_sharded_is_read_back_captions_translations_pictures_and_featur
         assert shards[i].captions == source[there].captions
         assert torch.equal(shards.load_features(i), source.load_features(there))
         assert np.array_equal(shards.load_image(i), source.load_image(there))
+        assert torch.equal(shards.load_pixels(i), source.load_pixels(there))
     assert [shards[i].id for i in range(64)] != [source[i].id for i in range(64)]  # shuffled
 
 

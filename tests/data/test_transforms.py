@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from xlcm.data.images import to_pixels
 from xlcm.data.transforms import Augment
 
 
@@ -109,3 +110,11 @@ def test_the_generator_alone_decides_and_the_original_stays():
 def test_options_out_of_range_or_unknown_are_refused(option):
     with pytest.raises(ValidationError):
         Augment(**option)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pixels_are_changed_as_the_picture_is(seed):
+    augment = Augment(crop=0.3, flip=0.5, colour=0.4, grey=0.3)
+    for some in (augment, augment.model_copy(update={"colour": 0.0, "grey": 0.0})):
+        pixels = some(to_pixels(picture()), np.random.default_rng(seed))
+        assert np.array_equal(pixels.permute(1, 2, 0), changed(some, seed))

@@ -103,16 +103,23 @@ def test_folder_brings_its_input_settings_and_options_win(folder: Path) -> None:
         "crop_pct": 0.8,
         "interpolation": "bilinear",
         "squash": False,
+        "resizer": "torch",
     }
     assert tower.normalise.values == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     other = HFImageEncoder(
-        backbone=str(folder), mean=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic", squash=True
+        backbone=str(folder),
+        mean=(0.5,) * 3,
+        crop_pct=1.0,
+        interpolation="bicubic",
+        squash=True,
+        resizer="pillow",
     )
     assert other.transform.spec() == {
         "size": 32,
         "crop_pct": 1.0,
         "interpolation": "bicubic",
         "squash": True,
+        "resizer": "pillow",
     }
     assert other.normalise.values == ((0.5,) * 3, (0.4, 0.5, 0.6))
 

@@ -85,7 +85,7 @@ def test_features_of_photographs_equal_timms_own_pipeline(
     shared: Path, photos: list[Image.Image], file: str, backbone: str, size: int
 ) -> None:
     path = shared / "weights" / f"{file}.safetensors"
-    tower = TimmImageEncoder(backbone=backbone, weights=str(path))
+    tower = TimmImageEncoder(backbone=backbone, weights=str(path), resizer="pillow")
     tower.load_weights()
     tower.eval()
     if file == "mobilenetv2_100":
@@ -260,17 +260,24 @@ def test_metadata_wins_over_timm_and_options_win_over_both(shared: Path) -> None
         "crop_pct": 0.875,
         "interpolation": "bilinear",
         "squash": False,
+        "resizer": "torch",
     }
     assert stored.normalise.values == ((0.5,) * 3, (0.5,) * 3)
     assert stored.spec()["backbone_options"] == {"pad_type": "same"}
     option = TimmImageEncoder(
-        backbone="mobilenetv2_100", weights=path, image_size=128, crop_pct=1.0, mean=(0.1, 0.2, 0.3)
+        backbone="mobilenetv2_100",
+        weights=path,
+        image_size=128,
+        crop_pct=1.0,
+        mean=(0.1, 0.2, 0.3),
+        resizer="pillow",
     )
     assert option.transform.spec() == {
         "size": 128,
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "squash": False,
+        "resizer": "pillow",
     }
     assert option.normalise.values == ((0.1, 0.2, 0.3), (0.5,) * 3)
 

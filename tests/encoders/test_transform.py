@@ -1,6 +1,7 @@
 import io
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,38 @@ def test_pixels_equal_timms_evaluation_transform_on_photographs(
         "crop_mode": mode,
     }  # fmt: skip
     reference = timm.data.create_transform(**settings, mean=(0, 0, 0), std=(1, 1, 1))
-    transform = ImageTransform.from_timm(settings)
+    transform = replace(ImageTransform.from_timm(settings), resizer="pillow")
     for photo in photos:
         pixels = transform(photo)
         assert pixels.dtype == torch.uint8
         assert pixels.shape == (3, size, size)
         assert torch.equal(pixels.float() / 255, reference(photo))
+
+
+@pytest.mark.parametrize("size", [224, 97])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_torchs_pixels_are_within_a_grey_level_or_two_of_pillows(
+    photos: list[Image.Image], size: int, interpolation: str
+) -> None:
+    fast = ImageTransform(size, 0.9, interpolation)
+    slow = replace(fast, resizer="pillow")
+    wide = photos[3].resize((2000, 90))  # squeezed eightfold and stretched at once
+    for photo in [*photos, wide]:
+        gap = (fast(photo).int() - slow(photo).int()).abs()
+        assert gap.max() <= 2
+        assert gap.float().mean() < 0.02
+
+
+@pytest.mark.parametrize("resizer", ["torch", "pillow"])
+def test_pixels_and_pictures_are_transformed_alike(resizer: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    transform = ImageTransform(32, resizer=resizer)
+    pixels = torch.from_numpy(values).permute(2, 0, 1)
+    assert torch.equal(transform(pixels), transform(Image.fromarray(values)))
+    assert torch.equal(transform(pixels.contiguous()), transform(pixels))
+    for wrong in (pixels[:1], pixels.float(), pixels[None]):
+        with pytest.raises(ValueError, match=r"expected RGB pixels, uint8 \(3, H, W\)"):
+            transform(wrong)
 
 
 def test_squash_keeps_the_whole_picture_and_crop_its_middle() -> None:

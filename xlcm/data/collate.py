@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from xlcm.data.batching import Row, RowStream
-from xlcm.data.dataset import Dataset
+from xlcm.data.dataset import Dataset, picture
 from xlcm.data.manifest import DataError
 from xlcm.data.transforms import Augment
 from xlcm.data.views import Views
@@ -31,7 +31,8 @@ class Collator:
         dataset: where the rows' items are.
         views: which captions a row takes.
         tokenizer: of the text tower.
-        transform: of the image tower: RGB picture -> uint8 `(3, H, W)`; None: features are read.
+        transform: of the image tower: RGB picture -> uint8 `(3, H, W)`, or its pixels too,
+            where it says `takes_pixels`; None: features are read.
         augment: random changes before the transform.
         seed: with it, the epoch, the row and its repeat in the epoch, every draw is fixed.
         slot_view: the view whose captions the rows' slots number; None: captions are drawn.
@@ -133,7 +134,7 @@ class Collator:
         if self.transform is None:
             features = self.dataset.load_features(index)
             return pick_view(features, random), isinstance(features, Tensor)
-        image = self.dataset.load_image(index)
+        image = picture(self.dataset, index, self.transform)
         if self.augment is not None:
             image = self.augment(image, random)
         return self.transform(image), True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xlcm.data.boxes import BoxSize
 from xlcm.data.feature_formats import open_features
-from xlcm.data.images import load_image
+from xlcm.data.images import Opened, load_image, load_pixels
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, Manifest
 from xlcm.data.video import FrameSampling, load_frames
@@ -124,6 +124,17 @@ class ManifestDataset:
         Raises:
             DataError: naming the manifest's line and the file, if it can't be had.
         """
+        return self._opened(index, load_image)
+
+    def load_pixels(self, index: int) -> Tensor:
+        """Return the pixels of the picture, uint8 `(3, H, W)`; sooner than `load_image`.
+
+        Raises:
+            DataError: as for `load_image`.
+        """
+        return self._opened(index, load_pixels)
+
+    def _opened(self, index: int, load: Callable[..., Opened]) -> Opened:
         item = self.manifest[index]
         if item.image is None:
             message = (
@@ -132,7 +143,7 @@ class ManifestDataset:
             )
             raise DataError(message, kind="image_missing")
         try:
-            return load_image(self.image_root / item.image, name=item.image)
+            return load(self.image_root / item.image, name=item.image)
         except DataError as error:
             message = f"{item.where}: {error}{self._looked_in(error)}"
             raise DataError(message, kind=error.kind) from error
@@ -189,6 +200,19 @@ class ManifestDataset:
             return None
         # a sum that is finite has no NaN or infinity in it, and costs a fraction of a full check
         return found if bool(found.sum().isfinite()) else None
+
+
+def picture(dataset: Dataset, index: int, transform: object) -> Image.Image | Tensor:
+    """Return a picture, or its pixels where the dataset has them sooner and `transform` takes them.
+
+    Raises:
+        DataError: as for `dataset.load_image`.
+    """
+    load = dataset.load_image
+    if getattr(transform, "takes_pixels", False):
+        load = getattr(dataset, "load_pixels", load)
+    found: Image.Image | Tensor = load(index)
+    return found
 
 
 def feature_key(item: Item) -> str:

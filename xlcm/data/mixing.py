@@ -78,6 +78,12 @@ class Mix:
         part, number = self._locate(index)
         return part.load_image(number)
 
+    def load_pixels(self, index: int) -> Image.Image | Tensor:
+        """Return pixels, uint8 `(3, H, W)`, or the picture where its dataset knows no pixels."""
+        part, number = self._locate(index)
+        found: Image.Image | Tensor = getattr(part, "load_pixels", part.load_image)(number)
+        return found
+
     def load_features(self, index: int) -> Tensor | Sequence[Tensor]:
         """Return precomputed features."""
         part, number = self._locate(index)

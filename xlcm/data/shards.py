@@ -18,6 +18,7 @@ import json
 import os
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from xlcm.data.faults import Fault
-from xlcm.data.images import load_image
+from xlcm.data.images import Opened, load_image, load_pixels
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, parse_item
 from xlcm.data.tar_index import KINDS, Place, TarIndex, tar_index
@@ -147,6 +148,17 @@ class Shards:
         Raises:
             DataError: naming shard and key, if it can't be had.
         """
+        return self._opened(index, load_image)
+
+    def load_pixels(self, index: int) -> Tensor:
+        """Return the pixels of the picture, uint8 `(3, H, W)`; sooner than `load_image`.
+
+        Raises:
+            DataError: as for `load_image`.
+        """
+        return self._opened(index, load_pixels)
+
+    def _opened(self, index: int, load: Callable[..., Opened]) -> Opened:
         shard, number = self._locate(index)
         where, data = self.where(index), self._read(index, "image")
         if data is None:
@@ -154,7 +166,7 @@ class Shards:
                             "features with an encoder that takes them",
                             kind="image_missing")  # fmt: skip
         try:
-            return load_image(data, name=self.indices[shard].key(number))
+            return load(data, name=self.indices[shard].key(number))
         except DataError as error:
             raise DataError(f"{where}: {error}", kind=error.kind) from error
 

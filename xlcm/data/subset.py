@@ -54,6 +54,12 @@ class Subset:
         """Return the picture as RGB."""
         return self.dataset.load_image(int(self.indices[index]))
 
+    def load_pixels(self, index: int) -> Image.Image | Tensor:
+        """Return pixels, uint8 `(3, H, W)`, or the picture where its dataset knows no pixels."""
+        load = getattr(self.dataset, "load_pixels", self.dataset.load_image)
+        found: Image.Image | Tensor = load(int(self.indices[index]))
+        return found
+
     def load_features(self, index: int) -> Tensor | Sequence[Tensor]:
         """Return precomputed features."""
         return self.dataset.load_features(int(self.indices[index]))

@@ -8,8 +8,10 @@ from typing import Annotated
 import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field
+from torch import Tensor
 
 from xlcm.config import Section
+from xlcm.data.images import to_pixels
 
 
 class Augment(Section):
@@ -34,12 +36,30 @@ class Augment(Section):
         """Whether anything is changed at all."""
         return self.crop < 1 or self.flip > 0 or self.colour > 0 or self.grey > 0
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        """Return a changed copy of an RGB picture."""
+    def __call__(
+        self, image: Image.Image | Tensor, random: np.random.Generator
+    ) -> Image.Image | Tensor:
+        """Return a changed copy of an RGB picture, or of its pixels `(3, H, W)`."""
+        if not isinstance(image, Tensor):
+            return self._coloured(self._cut(image, random), random)
+        if self.crop < 1:
+            left, top, right, bottom = self._box((image.shape[2], image.shape[1]), random)
+            image = image[:, top:bottom, left:right]
+        if self.flip and random.random() < self.flip:
+            image = image.flip(2)
+        if not (self.colour or self.grey):
+            return image
+        values = image.permute(1, 2, 0).contiguous().numpy()
+        return to_pixels(self._coloured(Image.fromarray(values), random))
+
+    def _cut(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         if self.crop < 1:
             image = image.crop(self._box(image.size, random))
         if self.flip and random.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+    def _coloured(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         if self.colour:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 image = enhance(image).enhance(1 + self.colour * random.uniform(-1, 1))

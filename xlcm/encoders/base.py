@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -106,12 +105,13 @@ class ImageEncoder(Tower):
             the class before any is built.
         feature_width: for those that do, the size of a vector that it reads.
         transform: PIL image -> uint8 `(3, H, W)` on the CPU, run in the loader's workers; None
-            where the encoder reads features.
+            where the encoder reads features. One that takes pixels `(3, H, W)` as well says so by
+            an attribute `takes_pixels`: they are there sooner.
     """
 
     reads_features: ClassVar[bool] = False
     feature_width: int
-    transform: Callable[[Image.Image], Tensor] | None
+    transform: Callable[[Any], Tensor] | None
 
     def forward(self, visual: Visual) -> Encoded:
         """Return `pooled (b, width)`, and `tokens (b, L, D)` where the backbone has them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from xlcm.encoders.image_families import (
     vision_part,
 )
 from xlcm.encoders.pooling import PoolingFactory
-from xlcm.encoders.transform import ImageTransform, Interpolation, Normalise
+from xlcm.encoders.transform import ImageTransform, Interpolation, Normalise, Resizer
 from xlcm.registry import poolings
 from xlcm.types import Encoded, Visual
 
@@ -51,6 +52,7 @@ class HFImageEncoder(ImageEncoder):
         crop_pct: share of the resized shorter side that the crop keeps, in (0, 1].
         interpolation: of the resize.
         squash: resize without keeping the aspect ratio.
+        resizer: `torch`, or `pillow` for the very pixels that Pillow makes, more slowly.
         pooling: from tokens to one vector; None: the tower's own.
         projected: map CLIP's own pooled vector on to the space that it shares with its text tower,
             as published image embeddings of CLIP are.
@@ -81,6 +83,7 @@ class HFImageEncoder(ImageEncoder):
         crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None,
         interpolation: Interpolation | None = None,
         squash: bool | None = None,
+        resizer: Resizer = "torch",
         pooling: Annotated[PoolingFactory | None, Part(poolings)] = None,
         projected: bool = False,
         freeze: Freeze = "none",
@@ -99,7 +102,8 @@ class HFImageEncoder(ImageEncoder):
         self.family = FAMILIES[kind]
         self._config = getattr(transformers, self.family.config).from_dict(config)
         processor = {} if backbone is None else processor_of(backbone)
-        self.transform = self._transform(processor, image_size, crop_pct, interpolation, squash)
+        default = self._transform(processor, image_size, crop_pct, interpolation, squash)
+        self.transform = replace(default, resizer=resizer)
         if self.family.size is None:  # else the tower interpolates its positions itself
             self._config.image_size = self.transform.size
         self._architecture = {"model_type": kind} | {

@@ -16,7 +16,7 @@ from xlcm.config import Part
 from xlcm.encoders import image_weights
 from xlcm.encoders.base import Freeze, ImageEncoder, KeepLast
 from xlcm.encoders.pooling import PoolingFactory
-from xlcm.encoders.transform import ImageTransform, Interpolation, Normalise
+from xlcm.encoders.transform import ImageTransform, Interpolation, Normalise, Resizer
 from xlcm.registry import nearest, poolings
 from xlcm.types import Encoded, Visual
 
@@ -40,6 +40,7 @@ class TimmImageEncoder(ImageEncoder):
         crop_pct: share of the resized shorter side that the crop keeps, in (0, 1].
         interpolation: of the resize.
         squash: resize without keeping the aspect ratio.
+        resizer: `torch`, or `pillow` for the very pixels that Pillow makes, more slowly.
         pooling: from tokens to one vector; None: the backbone's own.
         freeze: see `Tower.freeze`.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
@@ -68,6 +69,7 @@ class TimmImageEncoder(ImageEncoder):
         crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None,
         interpolation: Interpolation | None = None,
         squash: bool | None = None,
+        resizer: Resizer = "torch",
         pooling: Annotated[PoolingFactory | None, Part(poolings)] = None,
         freeze: Freeze = "none",
         gradient_checkpointing: bool = False,
@@ -87,6 +89,7 @@ class TimmImageEncoder(ImageEncoder):
             crop_pct or stored.get("crop_pct") or default.crop_pct,
             interpolation or stored.get("interpolation") or default.interpolation,
             default.squash if squash is None else squash,
+            resizer,
         )
         self.normalise = Normalise(
             mean or stored.get("mean") or known["mean"], std or stored.get("std") or known["std"]

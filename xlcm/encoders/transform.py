@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 Interpolation = Literal["bilinear", "bicubic"]
+Resizer = Literal["torch", "pillow"]
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NAMES = {int(filter_): name for name, filter_ in FILTERS.items()}
 
@@ -22,13 +24,15 @@ class ImageTransform:
     """RGB picture -> uint8 `(3, size, size)`: resize with antialiasing, then a centre crop.
 
     The shorter side becomes `floor(size / crop_pct)` pixels; both sides do with `squash`, which
-    keeps the whole picture and not its shape. The same pixels as timm's evaluation transform.
+    keeps the whole picture and not its shape. With `resizer="pillow"` the pixels are those of
+    timm's evaluation transform; torch's differ by a grey level here and there, rarely by two.
 
     Args:
         size: side of the square that the encoder sees.
         crop_pct: share of the shorter side that the crop keeps, in (0, 1].
         interpolation: `bilinear` or `bicubic`.
         squash: resize both sides alike, as SigLIP was trained.
+        resizer: who resizes.
 
     Raises:
         ValueError: for values out of range.
@@ -38,6 +42,9 @@ class ImageTransform:
     crop_pct: float = 1.0
     interpolation: Interpolation = "bicubic"
     squash: bool = False
+    resizer: Resizer = "torch"
+
+    takes_pixels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0.0 < self.crop_pct <= 1.0:
@@ -50,20 +57,34 @@ class ImageTransform:
                 f"interpolation must be one of {', '.join(FILTERS)}, got {self.interpolation!r}"
             )
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Return the picture's pixels, uint8 `(3, size, size)`.
+
+        Args:
+            image: an RGB picture, or its pixels, uint8 `(3, H, W)`.
 
         Raises:
             ValueError: if the picture isn't RGB.
         """
-        if image.mode != "RGB":
+        if isinstance(image, Tensor):
+            if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+                raise ValueError(f"expected RGB pixels, uint8 (3, H, W), got {image.dtype} "
+                                 f"{(*image.shape,)}")  # fmt: skip
+        elif image.mode != "RGB":
             raise ValueError(f"expected an RGB picture, got mode {image.mode!r}: convert it first")
-        resized = self._resized(*image.size)
-        if resized != image.size:
-            image = image.resize(resized, FILTERS[self.interpolation])
+        pixels = image if isinstance(image, Tensor) else _pixels(image)
+        resized = self._resized(pixels.shape[2], pixels.shape[1])
+        if resized != (pixels.shape[2], pixels.shape[1]):
+            pixels = self._resize(pixels, *resized)
         left, top = (round((side - self.size) / 2.0) for side in resized)
-        image = image.crop((left, top, left + self.size, top + self.size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return pixels[:, top : top + self.size, left : left + self.size].contiguous()
+
+    def _resize(self, pixels: Tensor, width: int, height: int) -> Tensor:
+        if self.resizer == "torch":
+            return F.interpolate(pixels[None], (height, width), mode=self.interpolation,
+                                 antialias=True)[0]  # fmt: skip
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+        return _pixels(image.resize((width, height), FILTERS[self.interpolation]))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         short = math.floor(self.size / self.crop_pct)
@@ -122,6 +143,10 @@ class ImageTransform:
         if math.floor(final[0] / share) < min(size):  # rounding: 255 would come out of 256
             share = math.nextafter(share, 0.0)
         return cls(final[0], share, name, squash)  # type: ignore[arg-type]
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _sides(value: Any) -> tuple[int, ...] | None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from xlcm.data.collate import stack_visuals
-from xlcm.data.dataset import Dataset
+from xlcm.data.dataset import Dataset, picture
 from xlcm.data.manifest import DataError
 from xlcm.data.subset import Subset
 from xlcm.distributed import gather, rank, world
@@ -156,14 +155,14 @@ def _visual(asked: Queries, retriever: Any, dataset: Dataset) -> Literal["image"
 class _Visuals(TorchDataset):
     """Picture or first view of the features by number; a fault travels as a value."""
 
-    def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], Tensor] | None) -> None:
+    def __init__(self, dataset: Dataset, transform: Callable[[Any], Tensor] | None) -> None:
         self.dataset = dataset
         self.transform = transform
 
     def __getitem__(self, index: int) -> Tensor | DataError:
         try:
             if self.transform is not None:
-                return self.transform(self.dataset.load_image(index))
+                return self.transform(picture(self.dataset, index, self.transform))
             features = self.dataset.load_features(index)
             return features if isinstance(features, Tensor) else features[0]
         except DataError as error:

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
-from xlcm.data.images import load_image, to_rgb
+from xlcm.data.images import load_image, load_pixels, to_rgb
 from xlcm.data.languages import language_fault
 from xlcm.types import TextBatch, Visual
 
@@ -80,9 +80,10 @@ def encode_images(
     return out
 
 
-def _load(picture: Picture, number: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+def _load(picture: Picture, number: int, transform: Callable[[Any], Tensor]) -> Tensor:
+    both = getattr(transform, "takes_pixels", False)
     if isinstance(picture, str | Path):
-        return transform(load_image(picture))
+        return transform((load_pixels if both else load_image)(picture))
     if isinstance(picture, Image.Image):
         return transform(to_rgb(ImageOps.exif_transpose(picture))[0])
     if not isinstance(picture, Tensor):
@@ -91,7 +92,10 @@ def _load(picture: Picture, number: int, transform: Callable[[Image.Image], Tens
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
         raise ValueError(f"images[{number}] is {picture.dtype} {tuple(picture.shape)}; a tensor "
                          "must be uint8 (3, H, W), in 0..255")  # fmt: skip
-    return transform(Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy()))
+    picture = picture.cpu()
+    return transform(
+        picture if both else Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    )
 
 
 def encode_features(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from xlcm.config import ConfigError, build
-from xlcm.data.dataset import Dataset, ManifestDataset, feature_key
+from xlcm.data.dataset import Dataset, ManifestDataset, feature_key, picture
 from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
@@ -280,7 +280,7 @@ class _Pictures(TorchDataset[tuple[Tensor, "DataError | None"]]):
             return self._frames(index)
         fault = None
         try:
-            image = self.dataset.load_image(index)
+            image = picture(self.dataset, index, self.transform)
         except DataError as error:
             image, fault = Image.new("RGB", (32, 32)), error  # keeps the batch whole; not written
         copies = [self.transform(image)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xlcm.data.collate import stack_visuals
-from xlcm.data.dataset import Dataset
+from xlcm.data.dataset import Dataset, picture
 from xlcm.data.manifest import DataError
 from xlcm.data.views import Views
 from xlcm.distributed import gather, rank, world
@@ -72,7 +72,7 @@ class Teacher:
             raise ValueError(
                 f"{where} was trained on pictures prepared otherwise ({mine.transform}) than the "
                 f"student's ({other.transform}): give both the same image_size, crop_pct, "
-                "interpolation and squash"
+                "interpolation, squash and resizer"
             )
 
     def refuse_languages(self, langs: list[str]) -> None:
@@ -164,7 +164,7 @@ class Teacher:
                     raise DataError("a store of several views can't be remembered")
                 visual = stack_visuals(features)  # type: ignore[arg-type]
             else:
-                pixels = [transform(dataset.load_image(index)) for index in numbers]
+                pixels = [transform(picture(dataset, index, transform)) for index in numbers]
                 visual = Visual(torch.stack(pixels))
             embedded = self.model.embed_visual(visual.to(self.model.device)).cpu()
             out[start - mine.start : start - mine.start + len(embedded)] = embedded
