@@ -76,6 +76,8 @@ def values(node: dict[str, Any]) -> str:
         return " or ".join(
             "`null`" if n.get("type") == "null" else values(n) for n in node["anyOf"]
         )
+    if "const" in node:
+        return f"`{node['const']}`"
     if "enum" in node:
         return ", ".join(f"`{choice}`" for choice in node["enum"])
     kind = {"string": "text", "boolean": "`true`, `false`", "object": "mapping"}.get(node["type"])

@@ -115,6 +115,23 @@ class TextBatch(_Movable):
     keys: tuple[str, ...] = ()
     present: Tensor | None = None
 
+    def select(self, rows: Tensor) -> TextBatch:
+        """Return some rows, padded to the longest of them; of none is it known whether it was cut.
+
+        Args:
+            rows: `(n,)` int64, on the CPU.
+        """
+        mask = self.mask[rows]
+        used = mask.any(dim=0).nonzero()
+        length = int(used[-1]) + 1 if len(used) else 1
+        return TextBatch(
+            ids=self.ids[rows][:, :length],
+            mask=mask[:, :length],
+            langs=_some(self.langs, rows),
+            keys=_some(self.keys, rows),
+            present=None if self.present is None else self.present[rows],
+        )
+
 
 @dataclass(slots=True)
 class Visual(_Movable):
@@ -129,6 +146,11 @@ class Visual(_Movable):
     pixels: Tensor | None = None
     features: Tensor | None = None
     mask: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Visual:
+        """Return some rows, `(n,)` int64 on the CPU."""
+        whole = (self.pixels, self.features, self.mask)
+        return Visual(*(None if tensor is None else tensor[rows] for tensor in whole))
 
 
 @dataclass(slots=True)
@@ -149,6 +171,24 @@ class Batch(_Movable):
     text: dict[str, TextBatch] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     fixed: bool = False
+
+    def select(self, rows: Tensor) -> Batch:
+        """Return some rows as a batch of their own, captions padded to their own longest one.
+
+        Args:
+            rows: `(n,)` int64, on the CPU.
+        """
+        return Batch(
+            ids=self.ids[rows],
+            visual=None if self.visual is None else self.visual.select(rows),
+            text={name: text.select(rows) for name, text in self.text.items()},
+            names=_some(self.names, rows),
+            fixed=self.fixed,
+        )
+
+
+def _some(words: tuple[str, ...], rows: Tensor) -> tuple[str, ...]:
+    return tuple(words[row] for row in rows.tolist()) if words else ()
 
 
 @dataclass(slots=True)

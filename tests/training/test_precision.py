@@ -86,3 +86,32 @@ def test_fp16_goes_on_after_a_non_finite_loss(tiny_data, tmp_path, scaled):
     assert [r["step"] for r in tiny.metrics(tmp_path, "nonfinite")] == [3, 4]
     weights = [tiny.checkpoint(tmp_path, step)["model.safetensors"] for step in (2, 4, 8)]
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_fp16_in_cached_pieces_has_the_steps_of_the_whole_batch(tiny_data, tmp_path, scaled):
+    model, optim = {"text": {"dropout": 0.0}}, {"lr": 1e-5}
+    for name, micro_batch in (("one", None), ("pieces", 5)):
+        run = {"steps": 20, "micro_batch": micro_batch}
+        config = tiny.tree(tiny_data, tmp_path / name, run=run, model=model, optim=optim)
+        tiny.train(config)
+    norms = []
+    for left, right in zip(*(tiny.metrics(tmp_path / n) for n in ("one", "pieces")), strict=True):
+        assert right["loss"] == pytest.approx(left["loss"], rel=0.002)
+        norms.append((left["grad_norm"], right["grad_norm"]))
+    assert norms[0] == (None, None)  # overflows at the first scale, as the scaler expects
+    taken = [pair for pair in norms if None not in pair]
+    assert len(taken) > 5
+    assert all(right == pytest.approx(left, rel=0.01) for left, right in taken)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_fp16_on_a_tower_that_overflows_stops_at_once_with_the_way_out(
+    tiny_data, tmp_path, scaled, micro_batch
+):
+    def hot(method):
+        method.retriever.image_head.linear.weight.data.mul_(1e6)
+
+    run = {"micro_batch": micro_batch}
+    config = tiny.tree(tiny_data, tmp_path, run=run)
+    with pytest.raises(FloatingPointError, match=r"fp16: image of the first.*precision=bf16"):
+        tiny.train(config, wrap=hot)

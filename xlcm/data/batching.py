@@ -160,6 +160,21 @@ def _separated(rows: np.ndarray, size: int) -> np.ndarray:
         out += batch
 
 
+def share_of(global_batch: int, world: int) -> int:
+    """Return the rows of a global batch that each of `world` processes has.
+
+    Raises:
+        ConfigError: if the processes don't divide the global batch.
+    """
+    if global_batch % world:
+        down = global_batch // world * world
+        raise ConfigError(
+            f"run.global_batch={global_batch} is not divisible by {world} "
+            f"processes; use {f'{down} or ' if down else ''}{down + world}"
+        )
+    return global_batch // world
+
+
 class RowStream:
     """This process's share of the batches, from any position on; what a `DataLoader` samples by.
 
@@ -173,12 +188,7 @@ class RowStream:
     """
 
     def __init__(self, batching: Batching, rank: int = 0, world: int = 1) -> None:
-        if batching.global_batch % world:
-            down = batching.global_batch // world * world
-            raise ConfigError(
-                f"run.global_batch={batching.global_batch} is not divisible by {world} "
-                f"processes; use {f'{down} or ' if down else ''}{down + world}"
-            )
+        share_of(batching.global_batch, world)
         self.batching = batching
         self.rank, self.world = rank, world
         self.epoch = 0

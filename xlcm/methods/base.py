@@ -12,6 +12,7 @@ from xlcm.data.dataset import Dataset
 from xlcm.data.views import Views
 from xlcm.encoders.base import Tokenizer
 from xlcm.losses.base import PairLoss
+from xlcm.pieces import Pieces
 from xlcm.registry import nearest
 from xlcm.types import Batch, Terms, TextBatch, Visual
 
@@ -57,10 +58,11 @@ class Method(nn.Module):
         title: its name in messages.
         views: names of the captions that it needs; an instance may need fewer than its class.
         cacheable: whether `losses` only reads what `encode` returned and the retriever's
-            temperature and bias. A method that runs towers again in `losses` says False, and
-            gradient caching refuses it. It says nothing of layers that look beyond a row: under
-            gradient caching a batch-norm head (as NRCCR's) sees the pieces that the batch is cut
-            into, normalises by each one's own rows, and moves its averages once a pass and piece.
+            temperature, bias and other weights that `encode` doesn't read, and whether rows can be
+            stacked whose captions were padded to another length. A method that runs towers again
+            in `losses`, or hands it tokens, says False: gradient caching and pieces of like
+            length refuse it. It says nothing of layers that look beyond a row, such as batch norm
+            in a head: those are found and refused by themselves.
         weights: factor of each term in the total; `begin` may change them.
         extra_texts: captions of a view once more, for another tokenizer (a teacher's): name in
             `Batch.text` -> (view, tokenizer).
@@ -188,9 +190,20 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> Terms:
-        """Return the terms of a batch. Training calls this, so that DDP sees one forward pass."""
-        return self.losses(self.encode(batch))
+    def forward(self, batch: Batch | Pieces, *, only_encode: bool = False) -> dict[str, Tensor]:
+        """Return the terms of a batch. Training calls this, so that DDP sees a forward pass.
+
+        Args:
+            batch: whole, or cut into pieces, which are encoded one after the other and put together
+                in the order of the batch: the losses are those of the whole one.
+            only_encode: return the rows that `losses` would get instead.
+        """
+        if isinstance(batch, Pieces):
+            parts = [self.encode(piece) for piece in batch.batches]
+            encoded = {name: batch.whole([part[name] for part in parts]) for name in parts[0]}
+        else:
+            encoded = self.encode(batch)
+        return encoded if only_encode else self.losses(encoded)
 
     def total(self, terms: Terms) -> Tensor:
         """Return the weighted sum of the terms: what is differentiated.

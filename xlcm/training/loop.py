@@ -21,17 +21,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from torch import nn
 
 from xlcm.data.collate import TrainLoader
-from xlcm.distributed import gather_list, share_buffers, world
+from xlcm.distributed import share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
+from xlcm.pieces import cut, padding
 from xlcm.training import checkpoint
+from xlcm.training.batch_size import refuse_pieces, rows_a_time
+from xlcm.training.caching import cached_step
+from xlcm.training.guard import refuse_overflow, refuse_unused, skip
 from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
 from xlcm.training.progress import Progress, judge, out_of_patience, score
 from xlcm.training.settings import OptimConfig, RunConfig
-from xlcm.training.sharded import is_sharded, scalars_to_vectors, value_of, whole_retriever
+from xlcm.training.sharded import scalars_to_vectors, value_of, whole_retriever
 from xlcm.training.signals import stop_signals
 from xlcm.training.tracking import Journal
 
@@ -74,8 +77,10 @@ def fit(
 
     Raises:
         ValueError: for parameters without gradient, or a checkpoint that doesn't fit.
+        ConfigError: for a method whose rows can't be encoded in pieces as the run asks.
         FileNotFoundError: if a continued run's best weights are gone.
-        FloatingPointError: after `run.max_nonfinite` bad steps in a row.
+        FloatingPointError: after `run.max_nonfinite` bad steps in a row, or at the first one if
+            float16 alone is to blame.
     """
     output = Path(str(run.output))
     steps = run.steps or math.ceil((run.epochs or 0) * loader.batches_per_epoch / run.accumulate)
@@ -83,6 +88,7 @@ def fit(
     save_every = run.save_every or eval_every
 
     plain = method  # the method below DDP's wrapper
+    refuse_pieces(accelerator, method, run)
     sharded = accelerator.distributed_type == DistributedType.FSDP
     shadow = copy.deepcopy(method.retriever) if sharded else None
     if sharded:
@@ -106,9 +112,9 @@ def fit(
         if accelerator.scaler is not None and progress.scaler:
             accelerator.scaler.load_state_dict(progress.scaler)
         accelerator.print(f"continuing from {found}")
-    journal = Journal(accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every)
-    batches = iter(loader)
     method.train()
+    size, batches = rows_a_time(accelerator, plain, run, iter(loader), progress)
+    journal = Journal(accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every)
 
     with stop_signals() as asked_to_stop:
         while progress.step < steps and not out_of_patience(progress, run):
@@ -123,22 +129,31 @@ def fit(
             # -- forward and backward, run.accumulate times ------------------------------------
             figures: torch.Tensor | None = None
             names: list[str] = []
+            counts = []
             for part in range(run.accumulate):
                 at = time.monotonic()
                 batch = next(batches)
                 waited += time.monotonic() - at
                 names += batch.names
                 last = part == run.accumulate - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(method):
-                    terms = method(batch.to(accelerator.device, non_blocking=True))
-                    loss = plain.total(terms)
-                    accelerator.backward(loss / run.accumulate)
+                batch = batch.to(accelerator.device, non_blocking=True)
+                pieces = cut(batch, size) if size else None
+                counts += [pieces.counts] if pieces is not None else []
+                if pieces is not None and run.micro_batch is not None:
+                    terms, loss = cached_step(
+                        accelerator, method, plain, pieces, share=1 / run.accumulate, reduce=last
+                    )
+                else:
+                    with contextlib.nullcontext() if last else accelerator.no_sync(method):
+                        terms = method(batch if pieces is None else pieces)
+                        loss = plain.total(terms)
+                        accelerator.backward(loss / run.accumulate)
                 stop = loss.new_tensor(float(asked_to_stop()))
                 row = torch.stack([t.detach().float() for t in (*terms.values(), loss, stop)])
                 figures = row if figures is None else figures + row
             assert figures is not None
             if progress.step == 0:
-                _refuse_unused(method)
+                refuse_unused(method)
             rest(plain, plain.resting())
 
             # -- guard: the mean over processes is finite only if all are, so all agree ---------
@@ -154,6 +169,8 @@ def fit(
                 plain.retriever.clamp_()
                 progress.nonfinite_in_row = 0
             else:  # batch norm has already averaged the bad rows in
+                if progress.step == 0 and scaled and not sharded:
+                    refuse_overflow(accelerator, plain, pieces or batch)
                 for buffer, before in zip(plain.buffers(), buffers):
                     buffer.detach().copy_(before)
                 if accelerator.scaler is not None:  # it must forget the gradients it has unscaled
@@ -173,12 +190,13 @@ def fit(
                     "lr": optim.lr * factor,
                     "grad_norm": norm,
                     "scale": value_of(plain.retriever.scale.detach()),
+                    **padding(counts),
                 }
                 items = run.global_batch * run.accumulate
                 seconds = time.monotonic() - begin
                 journal.step(step, logged, items=items, seconds=seconds, waited=waited)
             else:
-                _nonfinite(accelerator, journal, progress, run, names, loss_value, norm)
+                skip(accelerator, journal, progress, run, names, loss_value, norm)
 
             # -- evaluate ----------------------------------------------------------------------
             stop_early = False
@@ -240,16 +258,6 @@ def _seed(seed: int, step: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
 
 
-def _refuse_unused(method: nn.Module) -> None:
-    unused = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
-    if unused and not is_sharded(method):
-        shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
-        raise ValueError(
-            f"these parameters got no gradient in the first step: {shown}. Freeze them, or give "
-            "the loss that trains them a weight (for the temperature: model.learn_temperature)"
-        )
-
-
 def _log_report(
     journal: Journal,
     report: RetrievalReport,
@@ -267,31 +275,3 @@ def _log_report(
     shown = "  ".join(f"{lang} {value:.1f}" for lang, value in langs.items())
     mark = "  (best so far)" if progress.best_step == progress.step else ""
     journal.say(f"step {progress.step}  SumR on {report.split}: {shown}  in {seconds:.1f} s{mark}")
-
-
-def _nonfinite(
-    accelerator: Accelerator,
-    journal: Journal,
-    progress: Progress,
-    run: RunConfig,
-    names: list[str],
-    loss: float,
-    norm: float,
-) -> None:
-    """Skip, count and name a step that no process may take."""
-    progress.nonfinite += 1
-    progress.nonfinite_in_row += 1
-    everyone = gather_list(names)
-    said = f"step {progress.step}: loss {loss}, gradient norm {norm}: skipped"
-    journal.write(
-        {"step": progress.step, "kind": "nonfinite", "loss": str(loss), "grad_norm": str(norm),
-         "rows": everyone}
-    )  # fmt: skip
-    journal.say(f"{said}; rows {', '.join(everyone[:8])} ... (all in {journal.path.name})")
-    if progress.nonfinite_in_row >= run.max_nonfinite:
-        accelerator.wait_for_everyone()
-        raise FloatingPointError(
-            f"{run.max_nonfinite} steps in a row were not finite, the last one step "
-            f"{progress.step} with rows {', '.join(everyone[:8])} ...; see {journal.path}. Lower "
-            "optim.lr, use bf16 instead of fp16, or look at these rows"
-        )

@@ -23,6 +23,7 @@ class Progress:
     nonfinite_in_row: int = 0
     data: dict[str, int] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
+    micro_batch: int = 0  # what `auto` found
 
 
 def score(report: RetrievalReport, run: RunConfig) -> float:

@@ -116,6 +116,12 @@ class RunConfig(Section):
         global_batch: rows of one loss over all processes: results do not depend on their number.
         accumulate: global batches whose gradients are averaged before a step. It brings no
             negatives from one batch to another.
+        micro_batch: rows that a process encodes at a time, with gradient caching: the gradient of
+            the whole batch in the memory of so many rows; None: all at once. `auto`: as many as
+            fit the device, found by trying before the first step (64 on a CPU); a run that goes
+            on keeps what was found.
+        length_pieces: without gradient caching, pieces of captions of like length that a process
+            encodes one after the other, to save padding; 0: all at once. `micro_batch` sorts too.
         precision: `bf16` and `fp16` run the towers in half precision, the losses in float32.
         log_every: steps between lines on the screen; `metrics.jsonl` has every step.
         eval_every: steps between validations; 0: once an epoch.
@@ -139,6 +145,8 @@ class RunConfig(Section):
     epochs: Annotated[float, Field(gt=0)] | None = None
     global_batch: Annotated[int, Field(gt=1)] = 256
     accumulate: Positive = 1
+    micro_batch: Positive | Literal["auto"] | None = None
+    length_pieces: Count = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: Positive = 20
     eval_every: Count = 0
@@ -156,6 +164,15 @@ class RunConfig(Section):
             raise ValueError("give either run.steps or run.epochs")
         if self.output is None:
             self.output = f"runs/{self.name}"
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_of_pieces(self) -> RunConfig:
+        if self.micro_batch is not None and self.length_pieces:
+            raise ValueError(
+                f"run.length_pieces={self.length_pieces} and run.micro_batch={self.micro_batch} "
+                "both cut the batch; micro_batch sorts by length too: leave out length_pieces"
+            )
         return self
 
 

@@ -33,12 +33,14 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.registry import image_encoders, methods, models
 from xlcm.training import checkpoint
+from xlcm.training.batch_size import rows_of_process
 from xlcm.training.fingerprint import fingerprint, models_named, same_data
 from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
 
 MAY_CHANGE = {
     "run": {"output", "name", "steps", "epochs", "log_every", "eval_every", "save_every",
-            "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers"},
+            "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers", "micro_batch",
+            "length_pieces"},
     "data": {"workers", "test"},
     "evaluation": {"bootstrap", "batch_size", "source_lang", "visual", "fusion", "sheet_langs",
                    "sheet_queries"},
@@ -55,7 +57,7 @@ def start(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: if the folder holds a run of another config, or one that may not be resumed;
-            if a tracker is not installed.
+            if a tracker is not installed; for a global batch that processes don't divide.
     """
     run = config.run
     for tracker in run.trackers:  # accelerate would go on without it and say nothing
@@ -69,6 +71,7 @@ def start(config: TrainConfig) -> Accelerator:
         log_with=list(run.trackers) or None,
         project_dir=run.output,
     )
+    rows_of_process(run, accelerator.num_processes)  # now, rather than when the data are read
     if run.precision == "bf16" and accelerator.device.type == "cpu" and not _bf16_on_cpu():
         warnings.warn(
             "run.precision=bf16: this processor has no bf16 instructions, which makes it many "
