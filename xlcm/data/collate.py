@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from xlcm.data.batching import Row, RowStream
 from xlcm.data.dataset import Dataset, picture
 from xlcm.data.manifest import DataError
+from xlcm.data.token_cache import RowTokenizer, TokenCache
 from xlcm.data.transforms import Augment
 from xlcm.data.views import Views
 from xlcm.types import Batch, Caption, Item, TextBatch, Visual
@@ -60,7 +61,9 @@ class Collator:
     ) -> None:
         self.dataset = dataset
         self.views = views
-        self.tokenizer = tokenizer
+        # one for all views of a tokenizer; what can't be remembered is asked each time
+        caches: dict[int, Tokenise] = {}
+        self.tokenizer = _remembered(tokenizer, caches)
         self.transform = transform
         self.augment = augment if augment is not None and augment.active else None
         self.seed = seed
@@ -68,7 +71,7 @@ class Collator:
         asked = [single for name in only or () for single in views.names(name)]
         self.only = tuple(views.views if only is None else asked)
         # name in the batch -> the view that is drawn, and what reads it
-        self.texts = {name: (name, tokenizer) for name in self.only}
+        self.texts = {name: (name, self.tokenizer) for name in self.only}
         for name, (view, reader) in (extra or {}).items():
             for single in views.names(view):
                 made = name + single.removeprefix(view)
@@ -77,7 +80,7 @@ class Collator:
                         f"{made!r} is the name of a view and of captions for another tokenizer; "
                         "rename the view in data.views"
                     )
-                self.texts[made] = (single, reader)
+                self.texts[made] = (single, _remembered(reader, caches))
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Return the batch of these rows.
@@ -138,6 +141,12 @@ class Collator:
         if self.augment is not None:
             image = self.augment(image, random)
         return self.transform(image), True
+
+
+def _remembered(tokenizer: Tokenise, caches: dict[int, Tokenise]) -> Tokenise:
+    if not isinstance(tokenizer, RowTokenizer):
+        return tokenizer
+    return caches.setdefault(id(tokenizer), TokenCache(tokenizer))
 
 
 def pick_view(features: Tensor | Sequence[Tensor], random: np.random.Generator) -> Tensor:

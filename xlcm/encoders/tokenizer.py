@@ -92,12 +92,18 @@ class HFTokenizer:
 
     def __call__(self, texts: Sequence[str], langs: Sequence[str] = ()) -> TextBatch:
         """Return ids `(b, L)`, mask `(b, L)`, the languages and the number of cut texts."""
+        rows, cut = self.rows(texts)
+        return pad(rows, self.pad_id, langs, sum(cut))
+
+    def rows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return the ids of each text, special ones included, and whether it was cut."""
         encodings = self._backend.encode_batch_fast([self.prefix + text for text in texts])
         rows = [encoding.ids for encoding in encodings]
-        cut = [i for i, row in enumerate(rows) if len(row) > self.max_tokens]
-        for i in cut:
-            rows[i] = self._shorten(self.prefix + texts[i])
-        return pad(rows, self.pad_id, langs, len(cut))
+        cut = [len(row) > self.max_tokens for row in rows]
+        for i, long in enumerate(cut):
+            if long:
+                rows[i] = self._shorten(self.prefix + texts[i])
+        return rows, cut
 
     def _shorten(self, text: str) -> list[int]:
         bare = self._backend.encode(text, add_special_tokens=False)

@@ -158,12 +158,15 @@ class SentencePieceTokenizer:
 
     def __call__(self, texts: Sequence[str], langs: Sequence[str] = ()) -> TextBatch:
         """Return ids `(b, L)`, mask `(b, L)`, the languages and the number of cut texts."""
+        rows, cut = self.rows(texts)
+        return pad(rows, self.pad_id, langs, sum(cut))
+
+    def rows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return the ids of each text, special ones included, and whether it was cut."""
         room = self.max_tokens - len(self._opening_and_closing())
-        rows, cut = [], 0
-        for pieces in self._pieces(texts):
-            cut += len(pieces) > room
-            rows.append([*self._opening, *pieces[:room], *self._closing])
-        return pad(rows, self.pad_id, langs, cut)
+        found = self._pieces(texts)
+        rows = [[*self._opening, *pieces[:room], *self._closing] for pieces in found]
+        return rows, [len(pieces) > room for pieces in found]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, special ones included, before any cut."""
