@@ -7,7 +7,7 @@ import pytest
 import torch
 from transport import slow_ipot, slow_sinkhorn
 
-from xlcm.losses import optimal_transport
+from xlcm.losses import optimal_transport, transport_problems
 from xlcm.losses.optimal_transport import ipot, sinkhorn, transport_distance
 
 SOLVERS = {"sinkhorn": sinkhorn, "ipot": ipot}
@@ -209,7 +209,7 @@ def test_factors_stay_within_floats_wherever_they_are_used():
         high_or_low = (costs(4, 3, 9, seed=seed, dtype=torch.float32) > 1).float()
         for reach in (30.0, 40.0, 44.0, 50.0, 60.0):
             cost = reach * high_or_low
-            problems = optimal_transport._prepare(cost, None, None, None, None, 1.0)
+            problems = transport_problems.prepare(cost, None, None, None, None, 1.0)
             if optimal_transport._within_floats(problems, 1.0):
                 taken += 1
                 kernel, masses = problems.gain, (problems.rows, problems.columns)
@@ -217,6 +217,43 @@ def test_factors_stay_within_floats_wherever_they_are_used():
                 slow = optimal_transport._fit_logarithms(kernel.double(), *masses, 100).float()
                 torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
     assert 20 <= taken < 100
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.01, 0.001])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_potentials_that_take_up_factors_give_the_plan_of_logarithms(monkeypatch, epsilon, uneven):
+    """And most iterations are on factors, none of which grows beyond what is allowed."""
+    cost, masks = costs(4, 9, 12, seed=7) / 2, (ragged(4, 9, 1), ragged(4, 12, 2))
+    masses = [shares(mask, seed if uneven else None) for mask, seed in zip(masks, (3, 4))]
+    problems = transport_problems.prepare(cost, *masks, *masses, epsilon)
+    turn, turns, reached = optimal_transport._turn, [], []
+
+    def watched(kernel, rows, columns, count):
+        found = turn(kernel, rows, columns, count)
+        turns.append(count)
+        logarithms = [factor.log() for factor in found]
+        reached.append(max(one[one.isfinite()].abs().max().item() for one in logarithms))
+        return found
+
+    monkeypatch.setattr(optimal_transport, "_turn", watched)
+    for iterations in (1, 2, 3, 50, 200):
+        turns.clear()
+        kernel, given = problems.gain / epsilon, (problems.rows, problems.columns, iterations)
+        found = optimal_transport._fit_absorbing(kernel.clone(), *given)
+        wanted = optimal_transport._fit_logarithms(kernel.clone(), *given)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-13)
+    assert sum(turns) > 100
+    assert 0 < max(reached) < optimal_transport.DRIFT + 1e-6
+
+
+def test_masses_too_far_from_one_for_factors_are_fitted_on_logarithms(monkeypatch):
+    monkeypatch.setattr(optimal_transport, "_turn", None)
+    cost = costs(2, 3, 4, dtype=torch.float32)
+    rows = torch.tensor([1.0, 1e-20, 1e-3]).expand(2, 3)
+    columns = rows.sum(dim=1, keepdim=True).expand(2, 4) / 4
+    masses = {"row_mass": rows, "column_mass": columns}
+    found, wanted = (sinkhorn(c, **masses, epsilon=0.01) for c in (cost, cost.double()))
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-24)
 
 
 @pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)

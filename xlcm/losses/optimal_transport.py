@@ -9,17 +9,15 @@ so `transport_distance(plan, cost)` has it without an unrolled loop in memory.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from xlcm.losses.base import full_precision
+from xlcm.losses.transport_problems import Problems, prepare
 
-SUM_TOLERANCE = 1e-4
-"""Relative; sums of float32 masses differ by rounding."""
-ROUNDING = 0.2
-"""Most that rounding may come to in the logarithm of a plan, before it means nothing."""
+DRIFT = 15.0
+"""Most that the logarithm of a factor may come to before potentials take it up."""
 
 
 @full_precision
@@ -36,9 +34,10 @@ def sinkhorn(
     r"""Return the plans P that minimise $\sum P C + \epsilon \sum P (\log P - 1)$.
 
     Each iteration fits the columns and then the rows, so that the row sums of the result are
-    exact and the column sums are as good as it has converged. The iteration works on logarithms
-    wherever the range of the costs over `epsilon` would leave that of floats, and else on the same
-    potentials as factors, which saves the exponentials; the two differ by rounding.
+    exact and the column sums are as good as it has converged. Where the range of the costs over
+    `epsilon` stays within that of floats, the iteration works on factors, which saves the
+    exponentials. Elsewhere potentials take up the factors before these leave that range, and it
+    works on logarithms as long as they move too fast for that; all differ by rounding alone.
 
     Args:
         cost: `(p, n, m)`, or `(n, m)` for one problem; what it holds in masked cells is ignored.
@@ -60,16 +59,17 @@ def sinkhorn(
             for `epsilon`, shapes that don't fit, and options out of range.
 
     Source: Cuturi 2013, https://arxiv.org/abs/1306.0895, algorithm 1; on logarithms: Peyré and
-    Cuturi 2019, https://arxiv.org/abs/1803.00567, section 4.4.
+    Cuturi 2019, https://arxiv.org/abs/1803.00567, section 4.4; factors taken up by potentials:
+    Schmitzer 2019, https://arxiv.org/abs/1610.06519.
     """
     _check_options(epsilon=epsilon, iterations=iterations)
     with torch.no_grad():
-        problems = _prepare(cost, row_mask, column_mask, row_mass, column_mass, epsilon)
+        problems = prepare(cost, row_mask, column_mask, row_mass, column_mass, epsilon)
         kernel = problems.gain.div_(epsilon)
         if _within_floats(problems, epsilon):
             plan = _fit_factors(kernel.exp_(), problems.rows, problems.columns, iterations)
         else:
-            plan = _fit_logarithms(kernel, problems.rows, problems.columns, iterations)
+            plan = _fit_absorbing(kernel, problems.rows, problems.columns, iterations)
         return plan[0] if cost.ndim == 2 else plan
 
 
@@ -117,7 +117,7 @@ def ipot(
     _check_options(proximal=proximal, iterations=iterations, inner=inner)
     with torch.no_grad():
         reached = proximal / iterations  # the epsilon of the last step
-        problems = _prepare(cost, row_mask, column_mask, row_mass, column_mass, reached)
+        problems = prepare(cost, row_mask, column_mask, row_mass, column_mass, reached)
         kernel = problems.gain.div_(proximal)
         buffer = torch.empty_like(kernel)
         rows, columns = problems.rows.log()[:, :, None], problems.columns.log()[:, None, :]
@@ -153,7 +153,7 @@ def transport_distance(plan: Tensor, cost: Tensor) -> Tensor:
 # -- solvers ------------------------------------------------------------------------------------
 
 
-def _within_floats(problems: _Problems, epsilon: float) -> bool:
+def _within_floats(problems: Problems, epsilon: float) -> bool:
     """Whether no factor can leave the range of floats, for any number of iterations.
 
     For costs centred on 0 whose range is R epsilons, the potentials' range at the optimum is at
@@ -185,12 +185,76 @@ def _fit_factors(kernel: Tensor, rows: Tensor, columns: Tensor, iterations: int)
 def _fit_logarithms(kernel: Tensor, rows: Tensor, columns: Tensor, iterations: int) -> Tensor:
     # Unused rows and columns have potentials of -inf; every row and column meets a finite one.
     rows, columns = rows.log()[:, :, None], columns.log()[:, None, :]
-    across = torch.zeros_like(rows).masked_fill_(rows == -torch.inf, -torch.inf)
+    across, along = torch.zeros_like(rows).masked_fill_(rows == -torch.inf, -torch.inf), columns
     buffer = torch.empty_like(kernel)
     for _ in range(iterations):
-        along = columns - _logsumexp(kernel, across, 1, buffer)
-        across = rows - _logsumexp(kernel, along, 2, buffer)
+        across, along = _iterate(kernel, rows, columns, across, buffer)
     return kernel.add_(across).add_(along).exp_()
+
+
+def _iterate(
+    kernel: Tensor, rows: Tensor, columns: Tensor, across: Tensor, buffer: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the rows' and columns' potentials after one iteration on logarithms."""
+    along = columns - _logsumexp(kernel, across, 1, buffer)
+    return rows - _logsumexp(kernel, along, 2, buffer), along
+
+
+def _fit_absorbing(kernel: Tensor, rows: Tensor, columns: Tensor, iterations: int) -> Tensor:
+    """Iterate on factors of a kernel that the potentials have been put into.
+
+    No step of Sinkhorn's moves potentials further, in the maximum norm, than the one before. So
+    after a step of s, `DRIFT / s` iterations can't bring a factor beyond `exp(DRIFT)`; they are
+    done on factors, and then the potentials take these up. As long as steps are too long for two
+    iterations, and for masses too far from 1, it is one iteration on logarithms.
+    """
+    masses = rows[:, :, None], columns[:, None, :]
+    least = torch.finfo(kernel.dtype).tiny  # of a mass that is not 0
+    if len(kernel) == 0 or not all(_near_one(mass, least) for mass in masses):
+        return _fit_logarithms(kernel, rows, columns, iterations)
+    row_logs, column_logs = (mass.log() for mass in masses)
+    unused = rows[:, :, None] == 0
+    across = torch.zeros_like(row_logs).masked_fill_(unused, -torch.inf)
+    along = column_logs
+    buffer = torch.empty_like(kernel)
+    step, done = math.inf, 0
+    while done < iterations:
+        turns = min(iterations - done, int(DRIFT / max(step, 1e-6)))
+        before = across
+        if turns < 2:
+            across, along = _iterate(kernel, row_logs, column_logs, across, buffer)
+            turns = 1
+        else:
+            floor = -80.0 if kernel.dtype == torch.float32 else -700.0  # see _logsumexp
+            torch.add(kernel, across, out=buffer).add_(along).clamp_(min=floor).exp_()
+            buffer.masked_fill_(unused, 1.0).masked_fill_(masses[1] == 0, 1.0)  # see _fit_factors
+            factors = _turn(buffer, *masses, turns)
+            before = across + factors[0].log()
+            across, along = across + factors[1].log(), along + factors[2].log()
+        done += turns
+        # -inf - -inf at unused rows is no number
+        step = float((across - before).masked_fill_(unused, 0.0).abs().max())
+    return kernel.add_(across).add_(along).exp_()
+
+
+def _near_one(mass: Tensor, least: float) -> bool:
+    """Whether the masses that are not 0 lie where sums of exponentials keep their digits."""
+    logarithms = mass.clamp(min=least).log().masked_fill_(mass == 0, 0.0)
+    return bool(logarithms.abs().max() < 20.0)
+
+
+def _turn(kernel: Tensor, rows: Tensor, columns: Tensor, turns: int) -> tuple[Tensor, ...]:
+    """Return the rows' factors before the last of these iterations and after it, the columns'."""
+    rows = rows.transpose(1, 2)
+    across = (rows > 0).to(kernel.dtype)
+    before, along = across, torch.empty_like(columns)
+    back = kernel.transpose(1, 2)
+    for turn in range(turns):
+        if turn == turns - 1:
+            before = across.clone()
+        torch.div(columns, torch.bmm(across, kernel, out=along), out=along)
+        torch.div(rows, torch.bmm(along, back, out=across), out=across)
+    return before.transpose(1, 2), across.transpose(1, 2), along
 
 
 def _logsumexp(kernel: Tensor, added: Tensor, dim: int, buffer: Tensor, times: int = 1) -> Tensor:
@@ -200,127 +264,6 @@ def _logsumexp(kernel: Tensor, added: Tensor, dim: int, buffer: Tensor, times: i
     # What is added to 1 may as well be 1e-34 as 0; exponentials below that are denormal and slow.
     buffer.sub_(top).clamp_(min=-80.0 if buffer.dtype == torch.float32 else -700.0).exp_()
     return buffer.sum(dim, keepdim=True).log_().add_(top)
-
-
-# -- problems -----------------------------------------------------------------------------------
-
-
-class _Problems(NamedTuple):
-    """Checked problems.
-
-    Attributes:
-        gain: `(p, n, m)`: the middle of a problem's costs less the cost; 0 in cells not used.
-        rows: `(p, n)` masses, 0 on unused rows.
-        columns: `(p, m)`, likewise.
-        range: `()`, between the highest and the lowest cost, of the problem where it is widest.
-    """
-
-    gain: Tensor
-    rows: Tensor
-    columns: Tensor
-    range: Tensor
-
-
-def _prepare(
-    cost: Tensor,
-    row_mask: Tensor | None,
-    column_mask: Tensor | None,
-    row_mass: Tensor | None,
-    column_mass: Tensor | None,
-    smoothness: float,
-) -> _Problems:
-    if cost.ndim not in (2, 3) or not cost.is_floating_point():
-        raise ValueError(
-            "cost must be (problems, rows, columns) of floats, got "
-            f"{tuple(cost.shape)} {cost.dtype}"
-        )
-    if cost.ndim == 2:
-        cost = cost[None]
-        row_mask, column_mask, row_mass, column_mass = (
-            None if side is None else side[None]
-            for side in (row_mask, column_mask, row_mass, column_mass)
-        )
-    row_mask = _mask("row", row_mask, cost, 1)
-    column_mask = _mask("column", column_mask, cost, 2)
-    rows = _mass("row", row_mass, row_mask, cost)
-    columns = _mass("column", column_mass, column_mask, cost)
-    if row_mass is not None or column_mass is not None:
-        columns = _equal_sums(rows, columns)
-    if len(cost) == 0:
-        return _Problems(cost.clone(), rows, columns, cost.new_zeros(()))
-    unused = ~(row_mask[:, :, None] & column_mask[:, None, :])
-    high = cost.masked_fill(unused, -torch.inf).amax(dim=(1, 2), keepdim=True)
-    low = cost.masked_fill(unused, torch.inf).amin(dim=(1, 2), keepdim=True)
-    widest = (high - low).max()
-    if not widest / smoothness * torch.finfo(cost.dtype).eps < ROUNDING:
-        _refuse(cost, ~unused, widest, smoothness)
-    gain = (high / 2 + low / 2 - cost).masked_fill_(unused, 0.0)
-    return _Problems(gain, rows, columns, widest)
-
-
-def _refuse(cost: Tensor, used: Tensor, widest: Tensor, smoothness: float) -> NoReturn:
-    wrong = (~cost.isfinite() & used).nonzero()
-    if len(wrong):
-        problem, row, column = wrong[0].tolist()
-        raise ValueError(
-            f"cost of problem {problem} is {cost[problem, row, column].item()} at row {row}, "
-            f"column {column}: mask what must not be used, and look for what made it"
-        )
-    raise ValueError(
-        f"costs lie {widest.item():.3g} apart, too far for a smoothness of {smoothness:.3g} "
-        f"(epsilon, or proximal / iterations) in {cost.dtype}: raise it, scale the costs, or use "
-        "float64"
-    )
-
-
-def _mask(side: str, mask: Tensor | None, cost: Tensor, dim: int) -> Tensor:
-    shape = (len(cost), cost.shape[dim])
-    if mask is None:
-        mask = torch.ones(shape, dtype=torch.bool, device=cost.device)
-    if mask.shape != shape or mask.is_floating_point():
-        raise ValueError(
-            f"{side}_mask must be {shape} booleans, true on real {side}s, for cost "
-            f"{tuple(cost.shape)}; got {tuple(mask.shape)} {mask.dtype}"
-        )
-    mask = mask.bool()
-    empty = ~mask.any(dim=1)
-    if empty.any():
-        problem = int(empty.nonzero()[0])
-        raise ValueError(
-            f"problem {problem} has no {side} to move mass between: all its {shape[1]} {side}s are "
-            "masked; leave it out before the plans are made"
-        )
-    return mask
-
-
-def _mass(side: str, mass: Tensor | None, mask: Tensor, cost: Tensor) -> Tensor:
-    if mass is None:
-        real = mask.to(cost.dtype)
-        return real / real.sum(dim=1, keepdim=True)
-    if mass.shape != mask.shape:
-        raise ValueError(f"{side}_mass must be {tuple(mask.shape)}, got {tuple(mass.shape)}")
-    mass = mass.to(cost.dtype)
-    wrong = mask & ~((mass > 0) & mass.isfinite())
-    if wrong.any():
-        problem, place = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"{side}_mass of problem {problem} is {mass[problem, place].item()} at {side} {place}; "
-            f"it must be above 0 and finite: mask a {side} without mass"
-        )
-    return mass.masked_fill(~mask, 0.0)
-
-
-def _equal_sums(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the columns' masses with exactly the rows' sum."""
-    totals, others = rows.sum(dim=1), columns.sum(dim=1)
-    apart = (totals - others).abs() > SUM_TOLERANCE * totals
-    if apart.any():
-        problem = int(apart.nonzero()[0])
-        raise ValueError(
-            f"row_mass of problem {problem} sums to {totals[problem].item():.6g} and column_mass "
-            f"to {others[problem].item():.6g}: they must be equal (a side without masses sums to 1)"
-        )
-    return columns * (totals / others)[:, None]
 
 
 def _check_options(iterations: int, **positive: float) -> None:
