@@ -25,7 +25,9 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.evaluation.retrieval import evaluate_embeddings
 from xlcm.evaluation.settings import EvaluationConfig as EvaluationConfig
 from xlcm.evaluation.sheet import retrieval_sheet, sheet_rows
-from xlcm.models.encoding import bar, by_length, inference
+from xlcm.models.encoding import bar, inference
+from xlcm.models.lengths import embed_texts
+from xlcm.models.precision import lowered, refuse_overflow
 from xlcm.types import Visual
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ def evaluate(
     config = config or EvaluationConfig()
     asked = queries(dataset, config)
     size = config.batch_size
-    with inference(retriever):
+    with inference(retriever), lowered(retriever.device, config.precision):
         image = _images(retriever, dataset, size, workers, progress)
         text = {
             lang: (_texts(retriever, texts, lang, size, progress), asked.owners[lang])
@@ -114,6 +116,8 @@ def evaluate(
             lang: _texts(retriever, texts, config.source_lang, size, progress)
             for lang, texts in asked.translations.items()
         }
+    for vectors in (image, *(rows for rows, _ in text.values()), *translation.values()):
+        refuse_overflow(vectors, config.precision)
     rules: dict[str, Any] = {
         "visual": config.visual or _visual(asked, retriever, dataset),
         "gallery": config.gallery,
@@ -199,17 +203,11 @@ def _texts(
     mine = list(texts[rank() :: world()])
     if not mine:  # a rare language may have fewer captions than there are processes
         return _whole([], len(texts), retriever)
-    tokens = retriever.text.tokenizer(mine, [lang] * len(mine))
-    numbers, rows = [], []
     with bar(len(mine), f"{lang} texts", progress) as advance:
-        for number, batch in by_length(tokens, batch_size):
-            numbers.append(number)
-            rows.append(retriever.embed_text(batch.to(retriever.device)).float())
-            advance(len(number))
-    shuffled = torch.cat(rows)
-    ordered = torch.empty_like(shuffled)
-    ordered[torch.cat(numbers)] = shuffled
-    return _whole([ordered], len(texts), retriever)
+        rows, _ = embed_texts(
+            retriever, mine, [lang] * len(mine), batch_size=batch_size, advance=advance
+        )
+    return _whole([rows.to(retriever.device)], len(texts), retriever)
 
 
 def _whole(rows: list[Tensor], total: int, retriever: Any) -> Tensor:

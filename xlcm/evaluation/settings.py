@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xlcm.config import Section, part_field
+from xlcm.models.precision import Precision
 from xlcm.registry import datasets
 from xlcm.types import Origin
 
@@ -44,7 +45,9 @@ class EvaluationConfig(Section):
             to image; those whose picture is missing here count as misses. None: those asked.
         fusion: figures of the queries together with their translations beside those without;
             None: not made.
-        batch_size: images or captions encoded at once.
+        batch_size: images encoded at once, and captions at most: they are batched by their tokens.
+        precision: what the towers encode in; `bf16` and `fp16` on a GPU, or a CPU that has
+            instructions for it.
         bootstrap: resamples for the 95 % intervals.
         sheet_langs: languages shown on the sheet of found pictures; None: the first four.
         sheet_queries: queries a language on the sheet; 0: no sheet.
@@ -59,6 +62,7 @@ class EvaluationConfig(Section):
     official_queries: Annotated[int, Field(gt=0)] | None = None
     fusion: FusionConfig | None = None
     batch_size: Annotated[int, Field(gt=0)] = 256
+    precision: Precision = "fp32"
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     sheet_langs: list[str] | None = None
     sheet_queries: Annotated[int, Field(ge=0)] = 2

@@ -16,6 +16,7 @@ from xlcm.config import Part, build
 from xlcm.encoders.base import ImageEncoder, TextEncoder
 from xlcm.encoders.heads import HeadFactory
 from xlcm.models import encoding
+from xlcm.models.precision import Precision
 from xlcm.registry import heads, image_encoders, models, text_encoders
 from xlcm.types import TextBatch, Visual
 
@@ -164,6 +165,7 @@ class DualEncoder(nn.Module):
         images: encoding.Picture | Iterable[encoding.Picture],
         *,
         batch_size: int = 64,
+        precision: Precision = "fp32",
         progress: bool | None = None,
         device: str | torch.device | None = None,
     ) -> Tensor:
@@ -173,13 +175,15 @@ class DualEncoder(nn.Module):
             images: paths, PIL images or uint8 tensors `(3, H, W)` of any size, in any iterable;
                 a single one gives one row.
             batch_size: pictures at a time; it doesn't change the result.
+            precision: `bf16` or `fp16` for towers on a GPU, or a CPU with the instructions.
             progress: show a bar; None: if it takes more than two seconds.
             device: move the model there first.
 
         Raises:
-            ValueError: naming the picture that can't be read, or if the model reads features.
+            ValueError: naming the picture that can't be read, or if the model reads features; if
+                a tower overflows in fp16.
         """
-        return encoding.encode_images(self, images, batch_size, progress, device)
+        return encoding.encode_images(self, images, batch_size, precision, progress, device)
 
     def encode_features(
         self,
@@ -206,7 +210,9 @@ class DualEncoder(nn.Module):
         texts: str | Sequence[str],
         lang: str | Sequence[str] | None = None,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        precision: Precision = "fp32",
         progress: bool | None = None,
         device: str | torch.device | None = None,
     ) -> Tensor:
@@ -215,14 +221,21 @@ class DualEncoder(nn.Module):
         Args:
             texts: in any language; a single one gives one row.
             lang: BCP 47 code of all, or one of each, for towers that want it.
-            batch_size: texts at a time; it doesn't change the result.
+            batch_size: texts at a time at most; None: as many as tokens fit. Neither this nor the
+                next changes the result.
+            max_batch_tokens: tokens at a time, padding included, as texts are sorted by their
+                number; None: 1,024 on a CPU, 16,384 on a GPU.
+            precision: `bf16` or `fp16` for the tower on a GPU, or a CPU with the instructions.
             progress: show a bar; None: if it takes more than two seconds.
             device: move the model there first.
 
         Raises:
-            ValueError: if a code is no BCP 47 code, or their number is not that of the texts.
+            ValueError: if a code is no BCP 47 code, or their number is not that of the texts; if
+                the tower overflows in fp16.
         """
-        return encoding.encode_texts(self, texts, lang, batch_size, progress, device)
+        return encoding.encode_texts(
+            self, texts, lang, batch_size, max_batch_tokens, precision, progress, device
+        )
 
     @staticmethod
     def similarity(a: Tensor, b: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 
 from xlcm.data.images import load_image, load_pixels, to_rgb
 from xlcm.data.languages import language_fault
-from xlcm.types import TextBatch, Visual
+from xlcm.models.lengths import ahead, embed_texts
+from xlcm.models.precision import Precision, lowered, refuse_overflow
+from xlcm.types import Visual
 
 if TYPE_CHECKING:
     from xlcm.models.dual_encoder import DualEncoder
@@ -36,13 +39,14 @@ Picture: TypeAlias = str | Path | Image.Image | Tensor
 Device: TypeAlias = str | torch.device | None
 
 PATIENCE_S = 2.0  # a bar that is gone before it can be read only flickers
-CHUNK = 16_384  # texts that are tokenised and sorted at a time: bounds memory on millions
+READERS = max(1, min(8, (os.cpu_count() or 1) // 2))  # threads that read pictures
 
 
 def encode_images(
     model: DualEncoder,
     images: Picture | Iterable[Picture],
     batch_size: int,
+    precision: Precision,
     progress: bool | None,
     device: Device,
 ) -> Tensor:
@@ -63,20 +67,19 @@ def encode_images(
 
     def load(start: int) -> Tensor:
         numbers = range(start, min(start + batch_size, len(images)))
-        return torch.stack([_load(images[i], i, transform) for i in numbers])
+        return torch.stack(list(readers.map(lambda i: _load(images[i], i, transform), numbers)))
 
     # one batch is read while the model works on the one before
     with (
         inference(model, device),
+        lowered(model.device, precision),
         bar(len(images), "images", progress) as advance,
-        ThreadPoolExecutor(1) as pool,
+        ThreadPoolExecutor(READERS) as readers,
     ):
-        waiting = [pool.submit(load, start) for start in starts[:1]]
-        for i, start in enumerate(starts):
-            pixels = waiting.pop().result()
-            waiting += [pool.submit(load, s) for s in starts[i + 1 : i + 2]]
+        for start, pixels in zip(starts, ahead(load, starts)):
             out[start : start + len(pixels)] = model.embed_visual(Visual(pixels.to(model.device)))
             advance(len(pixels))
+    refuse_overflow(out, precision)
     return out
 
 
@@ -122,7 +125,9 @@ def encode_texts(
     model: DualEncoder,
     texts: str | Sequence[str],
     lang: str | Sequence[str] | None,
-    batch_size: int,
+    batch_size: int | None,
+    max_batch_tokens: int | None,
+    precision: Precision,
     progress: bool | None,
     device: Device,
 ) -> Tensor:
@@ -137,34 +142,23 @@ def encode_texts(
     for code in dict.fromkeys(langs):
         if fault := language_fault(str(code)):
             raise ValueError(f"lang: {fault}")
-    out = torch.empty(len(texts), model.width)
-    cut = 0
-    with inference(model, device), bar(len(texts), "texts", progress) as advance:
-        for start in range(0, len(texts), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            tokens = model.text.tokenizer(texts[chunk], langs[chunk])
-            cut += tokens.cut
-            for rows, batch in by_length(tokens, _positive(batch_size)):
-                out[start + rows] = model.embed_text(batch.to(model.device)).cpu()
-                advance(len(rows))
+    if batch_size is not None:
+        _positive(batch_size)
+    with (
+        inference(model, device),
+        lowered(model.device, precision),
+        bar(len(texts), "texts", progress) as advance,
+    ):
+        out, cut = embed_texts(
+            model, texts, langs, batch_size=batch_size, budget=max_batch_tokens, advance=advance
+        )
+    refuse_overflow(out, precision)
     if cut:
         log.warning(
             "%d of %d texts are longer than the %d tokens that the model reads and were cut",
             cut, len(texts), model.text.max_tokens,
         )  # fmt: skip
     return out
-
-
-def by_length(tokens: TextBatch, batch_size: int) -> Iterator[tuple[Tensor, TextBatch]]:
-    """Yield (row numbers, batch) from the longest to the shortest, padded as little as can be.
-
-    The longest come first, so that a lack of memory shows at once.
-    """
-    counts = tokens.mask.sum(dim=1)
-    for rows in counts.argsort(descending=True, stable=True).split(batch_size):
-        width = int(counts[rows[0]])
-        langs = tuple(tokens.langs[i] for i in rows) if tokens.langs else ()
-        yield rows, TextBatch(tokens.ids[rows, :width], tokens.mask[rows, :width], langs)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ from xlcm.data.manifest import DataError
 from xlcm.data.views import Views
 from xlcm.distributed import gather, rank, world
 from xlcm.models.dual_encoder import DualEncoder
-from xlcm.models.encoding import by_length, inference
+from xlcm.models.encoding import inference
+from xlcm.models.lengths import embed_texts
 from xlcm.types import Batch, Visual
 
 log = logging.getLogger(__name__)
 
 MOST_CUT = 0.1  # share of the captions that a teacher may cut before it is refused
-CHUNK = 4096
 
 
 class Teacher:
@@ -107,7 +107,7 @@ class Teacher:
             view: the one that the teacher reads.
             images: whether an item looks the same each time; if not, they are embedded anew in
                 each step.
-            batch_size: rows at once.
+            batch_size: images at once; captions are batched by their tokens.
 
         Raises:
             ValueError: if the teacher would cut more than a tenth of the captions.
@@ -121,25 +121,19 @@ class Teacher:
                 texts.append(caption.text)
                 langs.append(caption.lang)
         with inference(self.model):
-            self._text = self._texts(texts, langs, batch_size)
+            self._text = self._texts(texts, langs)
             if images:
                 self._image = self._images(dataset, batch_size)
         self._rows = {name: row for row, name in enumerate(ids)}
         if images:
             self.to(torch.device("cpu"))  # it has said all that it will be asked
 
-    def _texts(self, texts: list[str], langs: list[str], batch_size: int) -> Tensor:
+    def _texts(self, texts: list[str], langs: list[str]) -> Tensor:
         share = -(-len(texts) // world())
-        mine = range(rank() * share, min((rank() + 1) * share, len(texts)))
+        mine = slice(rank() * share, (rank() + 1) * share)
         out = torch.zeros(share, self.model.width)
-        cut = 0
-        for start in range(mine.start, mine.stop, CHUNK):
-            rows = slice(start, min(start + CHUNK, mine.stop))
-            tokens = self.model.text.tokenizer(texts[rows], langs[rows])
-            cut += tokens.cut
-            for numbers, batch in by_length(tokens, batch_size):
-                embedded = self.model.embed_text(batch.to(self.model.device)).cpu()
-                out[start - mine.start + numbers] = embedded
+        rows, cut = embed_texts(self.model, texts[mine], langs[mine])
+        out[: len(rows)] = rows
         # of all processes: those that go on would wait for one that stops
         cut = int(gather(torch.tensor([cut], device=self.model.device)).sum())
         if cut > MOST_CUT * len(texts):

@@ -1,0 +1,112 @@
+"""Texts in batches of so many tokens: sorted by length, tokenised ahead, returned in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from xlcm.types import TextBatch
+
+CHUNK = 16_384  # texts that are tokenised and sorted at a time: bounds memory on millions
+CPU_TOKENS = 1024  # what stays in a core's cache; half and double of it are a little slower
+DEVICE_TOKENS = 16_384  # enough rows for the matrix products of an accelerator
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def token_budget(device: torch.device, asked: int | None = None) -> int:
+    """Return how many tokens, padding included, a batch may have on a device.
+
+    Args:
+        device: where the model is.
+        asked: in place of the default, 1,024 on a CPU and 16,384 elsewhere.
+
+    Raises:
+        ValueError: if less than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise ValueError(f"max_batch_tokens must be at least 1, got {asked}")
+    return asked or (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS)
+
+
+def by_length(
+    tokens: TextBatch, batch_size: int | None = None, budget: int | None = None
+) -> Iterator[tuple[Tensor, TextBatch]]:
+    """Yield (row numbers, batch) from the longest to the shortest, padded as little as can be.
+
+    The longest come first, so that a lack of memory shows at once.
+
+    Args:
+        tokens: any number of texts, padded on the right.
+        batch_size: texts in a batch at most; None: no bound.
+        budget: tokens in a batch at most, padding included; a longer text is a batch of its own.
+            None: no bound.
+    """
+    counts, order = tokens.mask.sum(dim=1).sort(descending=True, stable=True)
+    lengths = counts.tolist()
+    start = 0
+    while start < len(lengths):
+        width = max(lengths[start], 1)
+        size = min(batch_size or len(lengths), max(1, (budget or width * len(lengths)) // width))
+        rows = order[start : start + size]
+        langs = tuple(tokens.langs[i] for i in rows) if tokens.langs else ()
+        yield rows, TextBatch(tokens.ids[rows, :width], tokens.mask[rows, :width], langs)
+        start += size
+
+
+def embed_texts(
+    model: Any,
+    texts: Sequence[str],
+    langs: Sequence[str] = (),
+    *,
+    batch_size: int | None = None,
+    budget: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[Tensor, int]:
+    """Return the vectors of texts in their order, `(n, width)` float32 on the CPU, and cut texts.
+
+    While the model works on one chunk of texts, a thread tokenises the next one; there are never
+    more tokens in memory than those of two chunks.
+
+    Args:
+        model: has `embed_text`, `text.tokenizer`, `width` and `device`; in evaluation mode.
+        texts: any number.
+        langs: of each, or none.
+        batch_size: texts at a time at most.
+        budget: see `token_budget`.
+        advance: told how many are done.
+    """
+    budget = token_budget(model.device, budget)
+    out = torch.empty(len(texts), model.width)
+    cut = 0
+
+    def tokenise(start: int) -> TextBatch:
+        rows = slice(start, start + CHUNK)
+        return model.text.tokenizer(texts[rows], langs[rows])
+
+    starts = range(0, len(texts), CHUNK)
+    for start, tokens in zip(starts, ahead(tokenise, starts)):
+        cut += tokens.cut
+        numbers, found = [], []
+        for rows, batch in by_length(tokens, batch_size, budget):
+            numbers.append(rows)
+            found.append(model.embed_text(batch.to(model.device)))
+            advance(len(rows))
+        # one copy a chunk: waiting for a device after each batch would leave it idle
+        out[start + torch.cat(numbers)] = torch.cat(found).float().cpu()
+    return out, cut
+
+
+def ahead(make: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
+    """Yield `make(one)` of each in order; the next is made in a thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(make, one) for one in given[:1]]
+        for number in range(len(given)):
+            made = waiting.pop().result()
+            waiting += [pool.submit(make, one) for one in given[number + 1 : number + 2]]
+            yield made
