@@ -277,6 +277,17 @@ def test_what_people_wrote_after_a_translation_that_is_gone_stays_without_its_so
     assert found["mine"].of is None
 
 
+def test_what_is_translated_from_a_caption_that_goes_is_not_written(manifest, tmp_path):
+    run(config(manifest, engine=shouting(tmp_path)))
+    out, origins = tmp_path / "out.jsonl", ["human", "back"]
+    given = changed(out, {"3#0": " "}, tmp_path / "edited.jsonl")
+    run(config(manifest, manifest=given, engine=shouting(tmp_path), origins=origins))
+    found = {i.id: [c.id for c in i.captions] for i in read_manifest(out)}
+    assert found["3"] == ["3#0", "3#de"]
+    assert found["2"][4:] == ["2#0.fr.en.fr", "2#0.fr.en.fr.en"]
+    assert check_manifest(out, images=False).counts["of_nowhere"] == 0
+
+
 def test_pictures_are_found_from_the_folder_of_the_translated_manifest(tmp_path, capsys):
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "a.jpg").write_text("a")

@@ -240,11 +240,13 @@ def _merged(
     while more := {c.id for c in machine if c.of in old} - old:
         old |= more
     gone = old - made.keys()
-    if gone:
-        counts["outdated"] += len(gone)
-    kept = [replace(c, of=None) if c.of in gone else c for c in captions if c.id not in gone]
+    while more := {new.id for new in made.values() if new.of in gone} - gone:
+        gone |= more  # translated from what goes itself
     there = {caption.id for caption in item.captions}
-    fresh = [new for new in made.values() if new.id not in there]
+    if gone & there:
+        counts["outdated"] += len(gone & there)
+    kept = [replace(c, of=None) if c.of in gone else c for c in captions if c.id not in gone]
+    fresh = [new for new in made.values() if new.id not in there | gone]
     counts.update(f"{new.origin} {new.lang}" for new in fresh)
     return [*kept, *fresh]
 
