@@ -35,6 +35,9 @@ class EncodeConfig(Section):
         augment: how the copies are changed.
         seed: of the changes.
         batch_size: pictures, frames or captions at once for each process.
+        precision: what the towers compute in; `bf16` and `fp16` on a GPU, or a CPU that has
+            instructions for it.
+        compile: compile the tower first, by `torch.compile`.
         workers: loading processes.
         shard_items: pictures a shard: an interruption costs at most one.
         on_error: `raise` stops at the first picture that can't be read; `skip` encodes the others
@@ -57,6 +60,8 @@ class EncodeConfig(Section):
     augment: Augment = Augment()
     seed: int = 0
     batch_size: Annotated[int, Field(gt=0)] = 64
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     workers: Annotated[int, Field(ge=0)] = 2
     shard_items: Annotated[int, Field(gt=0)] = 2048
     on_error: Literal["raise", "skip"] = "raise"
