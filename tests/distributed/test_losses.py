@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import xlcm.losses.similarities
+import xlcm.losses.similarity_distillation
 from xlcm.distributed import gather, local_rows, world
 from xlcm.losses.adversarial import discriminator_loss, fooling_loss
 from xlcm.losses.feature_distillation import FeatureDistillationLoss
@@ -72,6 +73,13 @@ LOSSES = {
         for divergence in ("kl", "cross_entropy", "smooth_l1")
         for pool in ("max", "min", "mean")
     },
+    **{
+        f"similarity_tiled_{divergence}_{direction}": similarity(
+            divergence=divergence, direction=direction, tiled="always"
+        )
+        for divergence in ("kl", "cross_entropy")
+        for direction in ("both", "text_to_image", "image_to_text")
+    },
     "similarity_sum": similarity(reduction="sum"),
     "similarity_of_texts": similarity(direction="text_to_image"),
     "similarity_of_images": similarity(direction="image_to_text"),
@@ -96,6 +104,7 @@ LOSSES = {
         f"{divergence}_some": similarity_of_some(divergence=divergence)
         for divergence in ("kl", "smooth_l1")
     },
+    "kl_some_tiled": similarity_of_some(divergence="kl", tiled="always"),
     **{
         f"triplet_legacy_{negatives}": pair(
             TripletLoss(margin=0.7, negatives=negatives, reduction="sum", legacy_same_image=True)
@@ -131,7 +140,11 @@ def steps(names: list[str]) -> list[dict]:
 
 def steps_without_gradient_through_the_gather(names: list[str]) -> list[dict]:
     """The usual mistake: right values, wrong gradients."""
-    with mock.patch.object(xlcm.losses.similarities, "gather", lambda x: gather(x.detach())):
+    plain = lambda x: gather(x.detach())  # noqa: E731
+    with (
+        mock.patch.object(xlcm.losses.similarities, "gather", plain),
+        mock.patch.object(xlcm.losses.similarity_distillation, "gather", plain),
+    ):
         return steps(names)
 
 

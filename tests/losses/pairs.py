@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GROUPS = [0, 1, 1, 2, 3, 1, 4, 4]  # uneven: one image with three rows, one with two
 
@@ -75,3 +76,16 @@ def slow_triplet(image, text, group, margin: float, negatives: str, reduction: s
     to_text = one_way(similarities(image, text)) if direction != "text_to_image" else 0.0
     to_image = one_way(similarities(text, image)) if direction != "image_to_text" else 0.0
     return to_text + to_image
+
+
+class Largest(TorchDispatchMode):
+    """Sees the largest tensor that any operation returns, in numbers of 8 bytes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, torch.Tensor):
+                self.numbers = max(self.numbers, one.untyped_storage().nbytes() // 8)
+        return result

@@ -14,7 +14,7 @@ CHOICES = {
     FeatureDistillationLoss: ["reduction"],
     InfoNCELoss: ["reduction", "tiled"],
     RelationDistillationLoss: ["direction", "reduction"],
-    SimilarityDistillationLoss: ["divergence", "pool", "reduction", "direction"],
+    SimilarityDistillationLoss: ["divergence", "pool", "reduction", "direction", "tiled"],
     SigmoidLoss: ["tiled"],
     TripletLoss: ["negatives", "reduction", "direction"],
     WordAlignmentLoss: ["word_loss", "solver", "marginals"],

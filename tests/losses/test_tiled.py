@@ -5,8 +5,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from pairs import pairs
-from torch.utils._python_dispatch import TorchDispatchMode
+from pairs import Largest, pairs
 
 from xlcm.losses import info_nce, score_tiles, sigmoid, tiled
 from xlcm.losses.info_nce import InfoNCELoss
@@ -219,19 +218,6 @@ def test_autocast_around_forward_and_backward_changes_nothing(kind):
 
 
 # -- memory -------------------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """Sees the largest tensor that any operation returns, forward and backward."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        for one in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(one, torch.Tensor):
-                self.numbers = max(self.numbers, one.untyped_storage().nbytes() // 8)
-        return result
 
 
 def largest_and_saved(loss) -> tuple[int, int]:

@@ -90,9 +90,8 @@ class InfoNCELoss(PairLoss):
         """Return both directions; on one process the same tiles serve the two."""
         rows = len(group)
         if some is not None:
-            group, everyone = group[some.here], everyone[some.everywhere]
-            to_text = to_text[0][some.here], to_text[1][some.everywhere]
-            to_image = to_image[0][some.here], to_image[1][some.everywhere]
+            group, everyone = some.pair(group, everyone)
+            to_text, to_image = some.pair(*to_text), some.pair(*to_image)
         options: dict[str, Any] = {
             "scale": scale,
             "row_group": group,

@@ -43,6 +43,10 @@ class Present:
         """Return of `(b, B)` the rows and columns that count."""
         return entries[self.here][:, self.everywhere]
 
+    def pair(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return of `(b, ...)` local and `(B, ...)` gathered rows those that count."""
+        return rows[self.here], columns[self.everywhere]
+
     def mean(self, losses: Tensor) -> Tensor:
         """Return this process's share `()` of the mean over all present rows.
 

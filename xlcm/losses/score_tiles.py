@@ -85,6 +85,7 @@ class Scores:
         right = self.columns[column].T
         return torch.addmm(out, self.rows[row], right, beta=0, alpha=self.scale, out=out)
 
+    @torch.no_grad()
     def bound(self) -> float:
         """Return what no score exceeds: the scale times the largest norms of both sides."""
         if not len(self.rows) or not len(self.columns):

@@ -78,8 +78,8 @@ class SigmoidLoss(PairLoss):
         columns, everyone, rows = gather(text), gather(group), len(image)
         some = None if present is None else Present(present, rows)
         if some is not None:
-            image, group = image[some.here], group[some.here]
-            columns, everyone = columns[some.everywhere], everyone[some.everywhere]
+            image, columns = some.pair(image, columns)
+            group, everyone = some.pair(group, everyone)
         offset = image.new_zeros(()) if bias is None else bias
         if in_tiles(self.tiled, len(image), len(columns)):
             factor = scale if isinstance(scale, Tensor) else image.new_tensor(scale)

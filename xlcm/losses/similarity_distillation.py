@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlcm.losses.base import check_choice, full_precision
+from xlcm.distributed import gather, world
+from xlcm.losses.base import check_choice, full_precision, widen
 from xlcm.losses.present import Present
+from xlcm.losses.score_tiles import Tiled, in_tiles
 from xlcm.losses.similarities import Reduction, both_ways, check_pairs, check_rows, reduce
+from xlcm.losses.tiled_divergence import divergence, fits
 
 Divergence = Literal["kl", "cross_entropy", "smooth_l1"]
 Pool = Literal["max", "min", "mean"]
@@ -32,6 +35,27 @@ class Targets(NamedTuple):
     image: Tensor
 
 
+class TeacherRows(NamedTuple):
+    """What stands in the place of `Targets` for a large batch: the distributions come in tiles.
+
+    Attributes:
+        text: `(b, E)`, local texts; of several teachers side by side.
+        image: `(b, E)`, local images.
+        all_text: `(B, E)`, those of all processes.
+        all_image: `(B, E)`.
+        scale: of the products.
+    """
+
+    text: Tensor
+    image: Tensor
+    all_text: Tensor
+    all_image: Tensor
+    scale: float
+
+
+Taught = Targets | TeacherRows
+
+
 class SimilarityDistillationLoss(nn.Module):
     """Each text's similarities to all images, and back, are pulled to those of teachers.
 
@@ -39,6 +63,10 @@ class SimilarityDistillationLoss(nn.Module):
     $P = softmax(pool_k(Q_k) / T)$ and $L = D(P, softmax(S / T))$ along the rows, and the same
     along the columns; a mean over rows and columns. Teachers and student share no width, no
     tokenizer and no text: row i of all of them must only mean the same pair.
+
+    Large batches are computed in tiles (`xlcm/losses/tiled_divergence.py`), without any score
+    matrix; that form can't be differentiated twice. `smooth_l1`, `pool` `max` or `min` of several
+    teachers, and cosines over a temperature that exceed 70 are computed plainly at any size.
 
     Args:
         temperature: T, of teachers and student alike; no factor $T^2$ makes up for it.
@@ -53,6 +81,7 @@ class SimilarityDistillationLoss(nn.Module):
             `image_to_text` those of each image over texts.
         detach_teacher: whether `targets` cuts the gradient. If not, one hands over detached what
             shall get none.
+        tiled: `auto`: in tiles from 1,024 x 1,024 scores a process on; `always` from the first.
 
     Source: NRCCR, Wang et al. 2022, https://arxiv.org/abs/2208.12526, similarity-view
     distillation: `cross_entropy`, mean, T 0.07, the visual side of the teacher not detached, as in
@@ -71,6 +100,7 @@ class SimilarityDistillationLoss(nn.Module):
         reduction: Reduction = "mean",
         direction: Direction = "both",
         detach_teacher: bool = True,
+        tiled: Tiled = "auto",
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -79,14 +109,16 @@ class SimilarityDistillationLoss(nn.Module):
         check_choice("pool", pool, Pool)
         check_choice("reduction", reduction, Reduction)
         check_choice("direction", direction, Direction)
+        check_choice("tiled", tiled, Tiled)
         self.temperature = temperature
         self.divergence = divergence
         self.pool = pool
         self.reduction = reduction
         self.direction = direction
         self.detach_teacher = detach_teacher
+        self.tiled: Tiled = tiled
 
-    def targets(self, teachers: Sequence[tuple[Tensor, Tensor]]) -> Targets:
+    def targets(self, teachers: Sequence[tuple[Tensor, Tensor]]) -> Taught:
         """Return what the student shall learn: made once, good for any number of `forward`s.
 
         Args:
@@ -103,12 +135,30 @@ class SimilarityDistillationLoss(nn.Module):
             check_pairs(**named)
             check_rows(**{"teachers[0].text": teachers[0][0], **named})
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher):
+            if self._can_be_tiled(len(teachers)) and in_tiles(
+                self.tiled, rows := len(teachers[0][0]), world() * rows
+            ):
+                text, image = (
+                    side[0] if len(side) == 1 else torch.cat(side, dim=1)
+                    for side in zip(*(map(widen, teacher) for teacher in teachers))
+                )
+                if self.detach_teacher:
+                    text, image = text.detach(), image.detach()
+                scale = self._scale / len(teachers)  # the mean of cosines is one product
+                return TeacherRows(text, image, gather(text), gather(image), scale)
             sides = zip(*(both_ways(*teacher, scale=self._scale) for teacher in teachers))
             return Targets(*(self._target(list(side)) for side in sides))
 
+    def _can_be_tiled(self, teachers: int) -> bool:
+        return self.divergence != "smooth_l1" and (teachers == 1 or self.pool == "mean")
+
     @full_precision
     def forward(
-        self, text: Tensor, image: Tensor, targets: Targets, present: Tensor | None = None
+        self,
+        text: Tensor,
+        image: Tensor,
+        targets: Taught,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of this process's rows: a float32 scalar.
 
@@ -125,6 +175,9 @@ class SimilarityDistillationLoss(nn.Module):
             ValueError: for no rows or shapes that don't fit.
         """
         check_pairs(text=text, image=image)
+        some = None if present is None else Present(present, len(text))
+        if isinstance(targets, TeacherRows):
+            return self._in_tiles(text, image, targets, some)
         sides = both_ways(text, image, scale=self._scale)
         for name, target, side in zip(Targets._fields, targets, sides):
             if target.shape != side.shape:
@@ -132,12 +185,47 @@ class SimilarityDistillationLoss(nn.Module):
                     f"targets.{name} {tuple(target.shape)} are of another batch than the student's "
                     f"similarities {tuple(side.shape)}: make them of the same rows"
                 )
-        counted = {"text_to_image": (0,), "image_to_text": (1,)}.get(self.direction, (0, 1))
-        if self.divergence == "smooth_l1":
-            counted = (0,)
-        some = None if present is None else Present(present, len(text))
+        counted = (0,) if self.divergence == "smooth_l1" else self._counted
         terms = [self._diverge(targets[side], sides[side], some) for side in counted]
         return reduce(terms, self.reduction)
+
+    def _in_tiles(
+        self, text: Tensor, image: Tensor, targets: TeacherRows, some: Present | None
+    ) -> Tensor:
+        if len(targets.text) != len(text):
+            raise ValueError(
+                f"targets of {len(targets.text)} rows are of another batch than the student's "
+                f"{len(text)}: make them of the same rows"
+            )
+        student = (text, gather(image)), (image, gather(text))
+        taught = [x.to(text.dtype) for x in targets[:4]]
+        teacher = (taught[0], taught[3]), (taught[1], taught[2])
+        if some is not None:  # what is left of a distribution has a sum of 1 again
+            student = some.pair(*student[0]), some.pair(*student[1])
+            teacher = some.pair(*teacher[0]), some.pair(*teacher[1])
+        scales = self._scale, targets.scale
+        options: dict[str, Any] = {"scales": scales, "kl": self.divergence == "kl"}
+        counted = self._counted
+        totals = []
+        if not all(fits(student[i], teacher[i], scales=scales) for i in counted):
+            for i in counted:
+                scored, taught_logits = (
+                    scale * rows @ columns.T
+                    for scale, (rows, columns) in zip(scales, (student[i], teacher[i]))
+                )
+                totals.append(self._each(F.log_softmax(taught_logits, dim=1), scored).sum())
+        elif world() == 1:
+            options |= {"by_rows": 0 in counted, "by_columns": 1 in counted}
+            totals.append(divergence(student[0], teacher[0], **options))
+        else:
+            totals += [divergence(student[i], teacher[i], **options) for i in counted]
+        total = torch.stack(totals).sum()
+        total = total / len(text) if some is None else some.mean(total)
+        return total / len(counted) if self.reduction == "mean" else total
+
+    @property
+    def _counted(self) -> tuple[int, ...]:
+        return {"text_to_image": (0,), "image_to_text": (1,)}.get(self.direction, (0, 1))
 
     @property
     def _scale(self) -> float:

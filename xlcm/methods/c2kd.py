@@ -17,7 +17,7 @@ from xlcm.config import Part
 from xlcm.data.dataset import Dataset
 from xlcm.data.views import Views
 from xlcm.losses.base import PairLoss
-from xlcm.losses.similarity_distillation import SimilarityDistillationLoss, Targets
+from xlcm.losses.similarity_distillation import SimilarityDistillationLoss, Taught
 from xlcm.methods.translate_train import SOURCE, TranslateTrain, captions, label
 from xlcm.models.teacher import Teacher
 from xlcm.registry import losses
@@ -139,7 +139,7 @@ class C2KD(TranslateTrain):
                 terms[f"distillation.{label(name)}"] = self._distil(encoded, name, targets)
         return terms
 
-    def _targets(self, encoded: dict[str, Tensor]) -> list[Targets]:
+    def _targets(self, encoded: dict[str, Tensor]) -> list[Taught]:
         pairs = [
             (encoded[f"{teacher.text_name}.text"], encoded[f"{teacher.text_name}.image"])
             for teacher in self.teachers
@@ -148,7 +148,7 @@ class C2KD(TranslateTrain):
             return [self.distillations[0].targets([pair]) for pair in pairs]
         return [distillation.targets(pairs) for distillation in self.distillations]
 
-    def _distil(self, encoded: dict[str, Tensor], name: str, targets: list[Targets]) -> Tensor:
+    def _distil(self, encoded: dict[str, Tensor], name: str, targets: list[Taught]) -> Tensor:
         text, image, present = encoded[name], encoded["image"], encoded.get(f"present.{name}")
         each = torch.stack(
             [self.distillations[0](text, image, target, present) for target in targets]
