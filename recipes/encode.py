@@ -7,9 +7,9 @@ of it (`views`), or one a place in the picture (`tokens`). The pictures are thos
 (`manifest`, `splits`) or of data sets (`data`); a tower of its own (`image`) or that of a saved
 model (`model`) encodes them. With `frames` the frames of the items' videos are encoded, one vector
 each; with `text`, or `captions` and `model`, the captions, by their ids. Any number of processes
-share the work; an interrupted run continues after its last shard. Pictures and videos that can't be
-read stop it, or with `on_error=skip` are left out and listed in `skipped.jsonl`. At the end the
-store's items are counted and its checksums compared.
+share the work; an interrupted run continues after its last shard. Pictures, videos and captions
+that can't be had stop it, or with `on_error=skip` are left out and listed in `skipped.jsonl`. At
+the end the store's items are counted and its checksums compared.
 """
 
 import sys
@@ -23,6 +23,7 @@ from xlcm.config import load
 from xlcm.data.bad_rows import write_skipped
 from xlcm.data.convert_features import verified
 from xlcm.data.encode_settings import EncodeConfig
+from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.models.encoding import inference
 from xlcm.models.fill_store import Filling, drawings, open_datasets, open_tower
@@ -60,12 +61,12 @@ def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
     with inference(encoder):
         for dataset in splits:
             filling.add(dataset)
-    if accelerator.is_main_process and config.on_error == "skip":
-        # a line too broken to tell its split is met in each
-        skipped = list(dict.fromkeys(filling.skipped))
-        listed = Path(config.output) / "skipped.jsonl"
-        write_skipped(skipped, listed)
-        print(f"{len(skipped)} item(s) skipped, listed in {listed}")
+    _list_skipped(config, accelerator, filling.skipped, "item(s)")
+    if filling.damaged:
+        first = ", ".join(list(filling.damaged)[:5])
+        accelerator.print(f"{filling.damaged.total()} frame(s) of {len(filling.damaged)} video(s) "
+                          "can't be decoded whole; what the decoder made of them, or the next "
+                          f"frame, stands in their place: {first}")  # fmt: skip
     return _finish(accelerator, writer, "pictures" if config.frames is None else "videos")
 
 
@@ -83,10 +84,22 @@ def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
     with inference(encoder):
         for dataset in open_datasets(config):
             filling.add(dataset)
+    _list_skipped(config, accelerator, filling.skipped, "line(s) and caption(s)")
     if filling.cut:
         accelerator.print(f"{filling.cut} of them are longer than {encoder.max_tokens} tokens and "
                           "were cut")  # fmt: skip
     return _finish(accelerator, writer, "captions")
+
+
+def _list_skipped(
+    config: EncodeConfig, accelerator: Accelerator, faults: list[Fault], what: str
+) -> None:
+    if accelerator.is_main_process and config.on_error == "skip":
+        # a line too broken to tell its split is met in each
+        skipped = list(dict.fromkeys(faults))
+        listed = Path(config.output) / "skipped.jsonl"
+        write_skipped(skipped, listed)
+        print(f"{len(skipped)} {what} skipped, listed in {listed}")
 
 
 def _finish(accelerator: Accelerator, writer: FeatureWriter, what: str) -> int:

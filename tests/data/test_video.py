@@ -131,14 +131,14 @@ def said(path, kind):
 
 
 def test_files_that_are_no_whole_videos_are_told_apart(tmp_path):
-    assert "no such file" in said(tmp_path / "gone.mp4", "image_missing")
+    assert "no such file" in said(tmp_path / "gone.mp4", "video_missing")
     (tmp_path / "empty.mp4").write_bytes(b"")
-    assert "empty (0 bytes)" in said(tmp_path / "empty.mp4", "image_empty")
+    assert "empty (0 bytes)" in said(tmp_path / "empty.mp4", "video_empty")
     (tmp_path / "page.mp4").write_text("<html>refused</html>" * 40)
-    assert "can't be decoded" in said(tmp_path / "page.mp4", "image_undecodable")
+    assert "can't be decoded" in said(tmp_path / "page.mp4", "video_undecodable")
     whole = write(tmp_path / "v.mp4", 60).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    assert "can't be decoded" in said(tmp_path / "cut.mp4", "image_undecodable")
+    assert "can't be decoded" in said(tmp_path / "cut.mp4", "video_undecodable")
 
 
 def test_an_mp4_whose_index_comes_first_is_told_to_be_cut_short(tmp_path):
@@ -155,7 +155,7 @@ def test_an_mp4_whose_index_comes_first_is_told_to_be_cut_short(tmp_path):
     whole = path.read_bytes()
     assert len(load_frames(path, FrameSampling())) == 12
     path.write_bytes(whole[: len(whole) // 2])
-    message = said(path, "image_undecodable")
+    message = said(path, "video_undecodable")
     assert "cut short: " in message or "can't be decoded" in message
 
 
@@ -176,6 +176,21 @@ def test_whatever_byte_is_damaged_there_are_frames_or_a_message(tmp_path):
     assert read + told == 60
     assert read > 5
     assert told > 5
+
+
+def test_frames_that_are_damaged_or_lost_are_counted(tmp_path):
+    path = write(tmp_path / "v.mkv", 40, gop=1)
+    whole = path.read_bytes()
+    assert load_frames(path, FrameSampling(count=40)).damaged == 0
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    lost = packets[17]
+    assert whole.count(lost) == 1
+    half = len(lost) // 2
+    path.write_bytes(whole.replace(lost, lost[:half] + bytes(len(lost) - half)))
+    frames = load_frames(path, FrameSampling(count=40))
+    assert frames.damaged == 1
+    assert [i for i, number in enumerate(numbers(frames)) if i != number] == [17]
 
 
 def test_a_title_that_is_not_utf8_hides_no_video(tmp_path):
@@ -200,13 +215,13 @@ def test_sound_alone_and_a_video_without_frames_are_told(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert "no video in this file" in said(tmp_path / "sound.wav", "image_undecodable")
+    assert "no video in this file" in said(tmp_path / "sound.wav", "video_undecodable")
     with av.open(str(tmp_path / "none.avi"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         container.start_encoding()
-    assert "no frames" in said(tmp_path / "none.avi", "image_empty")
+    assert "no frames" in said(tmp_path / "none.avi", "video_empty")
 
 
 def test_a_dataset_loads_the_frames_of_its_videos(tmp_path):

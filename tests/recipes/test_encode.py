@@ -358,6 +358,21 @@ def test_bad_pictures_are_skipped_and_listed_if_so_wished(tiny_data, spoilt, cap
     close(store, {key: expected[key] for key in store.keys()})  # noqa: SIM118
 
 
+def test_a_second_picture_under_a_key_is_skipped_and_listed_if_so_wished(tiny_data, tmp_path):
+    lines = [line for line in (tiny_data / "tiny.jsonl").read_text().splitlines() if '"val' in line]
+    for i in range(len(lines)):
+        (tmp_path / f"val{i}.png").write_bytes((tiny_data / f"val{i}.png").read_bytes())
+    rows = [json.loads(line) for line in lines]
+    rows[7]["features"] = "val3"
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="key 'val3' stands for"):
+        encode(skipping(tiny_data, tmp_path, on_error="raise"))
+    assert encode(skipping(tiny_data, tmp_path)) == 0
+    assert told(tmp_path) == [(8, "val7", "duplicate_key")]
+    close(FeatureStore(tmp_path / "store"),
+          {k: v for k, v in own(tiny_data).items() if k != "val7"})  # fmt: skip
+
+
 def test_a_picture_that_comes_back_is_added_by_the_next_run(tiny_data, spoilt):
     encode(skipping(tiny_data, spoilt))
     (spoilt / "val0.png").write_bytes((tiny_data / "val0.png").read_bytes())

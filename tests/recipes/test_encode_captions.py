@@ -1,5 +1,7 @@
 """recipes/encode.py on captions: the text tower's own features, by caption id."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -123,6 +125,29 @@ def test_an_id_with_two_texts_is_told(tiny_data, tmp_path):
     both = [{"name": "manifest", "path": str(file), "split": "val"} for file in files]
     with pytest.raises(DataError, match=r"other\.jsonl:1: caption id 'val0de' has another text"):
         encode(config(tiny_data, tmp_path, manifest=None, data=both))
+
+
+def test_bad_lines_and_captions_are_skipped_and_listed_if_so_wished(tiny_data, tmp_path, capsys):
+    lines = [line for line in (tiny_data / "tiny.jsonl").read_text().splitlines() if '"val' in line]
+    lines[2] = lines[2][:-5]
+    lines[5] = lines[5].replace('"val5de"', '"val4de"')
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines, ""]))
+    given = {"manifest": str(tmp_path / "bad.jsonl"), "splits": ["val"]}
+    with pytest.raises(DataError, match=r"bad\.jsonl:3: "):
+        encode(config(tiny_data, tmp_path / "a", **given))
+    skipping = {**given, "on_error": "skip"}
+    with pytest.raises(DataError, match=r"2 of \d+ items can't be read"):
+        encode(config(tiny_data, tmp_path / "b", **skipping))
+    assert encode(config(tiny_data, tmp_path / "c", **skipping, max_skipped=0.2)) == 0
+    assert "2 line(s) and caption(s) skipped, listed in" in capsys.readouterr().out
+    store = tmp_path / "c" / "store"
+    rows = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
+    assert [(row["where"][-1], row["caption"], row["kind"]) for row in rows] == [
+        ("3", None, "bad_line"), ("6", "val4de", "duplicate_caption"),
+    ]  # fmt: skip
+    expected = own(tiny_data, splits=["val"])
+    gone = {key for key in expected if key.startswith("val2") and key[4:5].isalpha()} | {"val5de"}
+    close(FeatureStore(store), {k: v for k, v in expected.items() if k not in gone})
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,23 @@ def test_videos_without_frames_and_those_that_are_gone_are_counted_and_listed(vi
     close(FeatureStore(tmp_path / "b" / "store"), own(videos))
     lines = (tmp_path / "b" / "store" / "skipped.jsonl").read_text().splitlines()
     listed = [(row["item"], row["kind"]) for row in map(json.loads, lines)]
-    assert listed == [("empty", "image_empty"), ("gone", "image_missing")]
+    assert listed == [("empty", "video_empty"), ("gone", "video_missing")]
     with pytest.raises(DataError, match=r"2 of 7 items can't be read"):
         encode(config(videos, tmp_path / "c", **{**skip, "max_skipped": 0.1}))
+
+
+def test_frames_that_can_not_be_decoded_are_counted_and_told(videos, tmp_path, capsys, monkeypatch):
+    def damaged(self, index, sampling):
+        frames = load(self, index, sampling)
+        frames.damaged = {"1": 2, "4": 1}.get(self[index].id, 0)
+        return frames
+
+    load = ManifestDataset.load_frames
+    monkeypatch.setattr(ManifestDataset, "load_frames", damaged)
+    assert encode(config(videos, tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "3 frame(s) of 2 video(s) can't be decoded whole" in said
+    assert "stands in their place: 1, 4" in said
 
 
 def test_frames_are_refused_where_they_mean_nothing(videos, tmp_path):

@@ -15,7 +15,7 @@ from xlcm.data.feature_formats import open_features
 from xlcm.data.images import Opened, load_image, load_pixels
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, Manifest
-from xlcm.data.video import FrameSampling, load_frames
+from xlcm.data.video import Frames, FrameSampling, load_frames
 from xlcm.types import Item
 
 
@@ -148,7 +148,7 @@ class ManifestDataset:
             message = f"{item.where}: {error}{self._looked_in(error)}"
             raise DataError(message, kind=error.kind) from error
 
-    def load_frames(self, index: int, sampling: FrameSampling) -> list[Image.Image]:
+    def load_frames(self, index: int, sampling: FrameSampling) -> Frames:
         """Return frames of the item's video as RGB, in order; at least one.
 
         Raises:
@@ -158,7 +158,7 @@ class ManifestDataset:
         item = self.manifest[index]
         if item.video is None:
             message = f"{item.where}: item {item.id!r} has no video; leave `frames` out for images"
-            raise DataError(message, kind="image_missing")
+            raise DataError(message, kind="video_missing")
         try:
             return load_frames(self.image_root / item.video, sampling, name=item.video)
         except DataError as error:
@@ -166,7 +166,8 @@ class ManifestDataset:
             raise DataError(message, kind=error.kind) from error
 
     def _looked_in(self, error: DataError) -> str:
-        return f" in {self.image_root}" if error.kind == "image_missing" else ""
+        missing = error.kind in ("image_missing", "video_missing")
+        return f" in {self.image_root}" if missing else ""
 
     def load_features(self, index: int) -> Tensor | list[Tensor]:
         """Return precomputed features, float32: `(D,)`, `(T, D)`, or a list of views `(D,)`.

@@ -60,10 +60,19 @@ def _spread(total: int, count: int) -> list[int]:
     return [int((i + 0.5) * total / count) for i in range(count)]
 
 
-def load_frames(
-    source: str | Path, sampling: FrameSampling, *, name: str | None = None
-) -> list[Image.Image]:
-    """Return frames as upright RGB, in the order in which they are shown.
+class Frames(list[Image.Image]):
+    """Frames of a video.
+
+    Attributes:
+        damaged: how many of them could not be decoded whole. What is there in their place is the
+            decoder's repair, or the next frame that it could decode.
+    """
+
+    damaged: int = 0
+
+
+def load_frames(source: str | Path, sampling: FrameSampling, *, name: str | None = None) -> Frames:
+    """Return frames as upright RGB, in the order in which they are shown; count damaged ones.
 
     The file is read twice: once without decoding, to know when each frame is shown (whatever the
     frame rate does), and then from the key frame before each one that is wanted.
@@ -83,10 +92,10 @@ def load_frames(
     name = name or str(source)
     try:
         if path.stat().st_size == 0:
-            _fail(name, "empty (0 bytes)", kind="image_empty")
+            _fail(name, "empty (0 bytes)", kind="video_empty")
     except OSError as error:
         _fail(name, "no such file" if isinstance(error, FileNotFoundError) else str(error), error,
-              kind="image_missing")  # fmt: skip
+              kind="video_missing")  # fmt: skip
     try:
         stamps, seconds = _stamps(av, path, name)
         wanted = [stamps[i] for i in sampling.choose(seconds)]
@@ -132,7 +141,7 @@ def _stamps(av: ModuleType, path: Path, name: str) -> tuple[list[int], list[floa
         stamps = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
         promised, tick = stream.frames, float(stream.time_base)
     if not packets:
-        _fail(name, "it has no frames", kind="image_empty")
+        _fail(name, "it has no frames", kind="video_empty")
     if not stamps:
         _fail(name, "its frames have no times; rewrite it by `ffmpeg -i IN -c:v libx264 OUT.mp4`")
     if len(packets) < promised * (1 - _LOST):
@@ -140,9 +149,9 @@ def _stamps(av: ModuleType, path: Path, name: str) -> tuple[list[int], list[floa
     return stamps, [(stamp - stamps[0]) * tick for stamp in stamps]
 
 
-def _decode(av: ModuleType, path: Path, wanted: list[int], name: str) -> list[Image.Image]:
+def _decode(av: ModuleType, path: Path, wanted: list[int], name: str) -> Frames:
     container, stream = _open(av, path, name)
-    found: list[Image.Image] = []
+    found = Frames()
     with container:
         gap = 2.0 / float(stream.time_base)  # seeking less far costs more than decoding on
         last: int | None = None
@@ -155,6 +164,7 @@ def _decode(av: ModuleType, path: Path, wanted: list[int], name: str) -> list[Im
             if frame is None:
                 _fail(name, f"damaged: no frame comes after {len(found)} of {len(wanted)}")
             last = frame.pts
+            found.damaged += frame.pts != stamp or bool(frame.is_corrupt)
             found.append(_upright(frame))
     return found
 
@@ -169,6 +179,6 @@ def _upright(frame: Any) -> Image.Image:
 
 
 def _fail(
-    name: str, what: str, cause: BaseException | None = None, *, kind: str = "image_undecodable"
+    name: str, what: str, cause: BaseException | None = None, *, kind: str = "video_undecodable"
 ) -> NoReturn:
     raise DataError(f"video {name!r}: {what}", kind=kind) from cause

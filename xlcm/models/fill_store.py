@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,10 +24,12 @@ from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError, lines, parse_item, read_manifest
+from xlcm.data.video import Frames
 from xlcm.distributed import gather
 from xlcm.encoders.base import ImageEncoder, Tower
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import bar
+from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.registry import datasets, image_encoders
 from xlcm.types import Item, Visual
 
@@ -130,6 +133,8 @@ class Filling:
             first one's store has the keys, the others' has not); items may share a key, in one
             dataset or in two.
         skipped: what was left out, on every process.
+        damaged: key -> how many of a video's frames could not be decoded, so that the ones behind
+            them stand in their place; on every process.
     """
 
     accelerator: Accelerator
@@ -138,6 +143,7 @@ class Filling:
     config: EncodeConfig
     pictures: dict[str, tuple[str, str]] = field(default_factory=dict)
     skipped: list[Fault] = field(default_factory=list)
+    damaged: Counter[str] = field(default_factory=Counter)
 
     def add(self, dataset: Dataset) -> None:
         """Encode what the store lacks; every process takes a share of each block.
@@ -152,14 +158,14 @@ class Filling:
         for index in range(len(dataset)):
             try:
                 item = dataset[index]
+                known = self._known(dataset, item, feature_key(item))
             except DataError as error:
-                skipped.append(self._skip(dataset, index, error))
+                skipped.append(skip(self.config, dataset, index, error))
                 continue
             keys[index] = feature_key(item)
-            known = self._known(dataset, item, keys[index])
             if not known and keys[index] not in self.writer:
                 todo.append(index)
-        self._stop_beyond(skipped, dataset)
+        stop_beyond(self.config, dataset, skipped)
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
         padded = todo + todo[:1] * (-len(todo) % world)  # equal shares; repeats are not written
         loader = DataLoader(
@@ -176,12 +182,14 @@ class Filling:
             for found in loader:
                 block = todo[done : done + len(found) * world]
                 share = padded[done : done + len(found) * world][mine::world]
-                mine_bad = {index: fault for index, (_, fault) in zip(share, found) if fault}
-                bad = {i: fault for part in gather_object([mine_bad]) for i, fault in part.items()}
-                bad = {index: bad[index] for index in block if index in bad}  # no repeats
-                skipped += [self._skip(dataset, index, fault) for index, fault in bad.items()]
-                self._stop_beyond(skipped, dataset)
-                rows = self._encode([picture for picture, _ in found])
+                noted = {i: tuple(said) for i, (_, *said) in zip(share, found) if any(said)}
+                noted = {i: said for part in gather_object([noted]) for i, said in part.items()}
+                noted = {index: noted[index] for index in block if index in noted}  # no repeats
+                bad = {index: fault for index, (fault, _) in noted.items() if fault}
+                self.damaged.update({keys[i]: lost for i, (_, lost) in noted.items() if lost})
+                skipped += [skip(self.config, dataset, i, fault) for i, fault in bad.items()]
+                stop_beyond(self.config, dataset, skipped)
+                rows = self._encode([picture for picture, *_ in found])
                 if self.accelerator.is_main_process:
                     for index, row in zip(block, rows):
                         if index not in bad:
@@ -206,7 +214,8 @@ class Filling:
             raise DataError(
                 f"{item.where or dataset.name}: key {key!r} stands for {picture} here and for "
                 f"{before[1]} in {before[0]}: give each a key of its own, or encode the datasets "
-                "into folders of their own"
+                "into folders of their own",
+                kind="duplicate_key",
             )
         return True
 
@@ -243,39 +252,15 @@ class Filling:
         shaped = gathered.reshape(world, len(pictures), *gathered.shape[1:])
         return shaped.transpose(0, 1).flatten(0, 1)
 
-    def _skip(self, dataset: Dataset, index: int, error: DataError) -> Fault:
-        """Return the fault of an item that is to be skipped, or raise it."""
-        if self.config.on_error == "raise" or not isinstance(dataset, ManifestDataset):
-            raise error
-        where = dataset.manifest.where(index)
-        message = str(error).removeprefix(f"{where}: ")
-        try:
-            name = dataset[index].id
-        except DataError:
-            name = ""
-        return Fault(where, name, None, error.kind, message)
 
-    def _stop_beyond(self, skipped: list[Fault], dataset: Dataset) -> None:
-        """Raise, on every process alike, if more is skipped than may be."""
-        share = len(skipped) / len(dataset)
-        if share > self.config.max_skipped:
-            shown = "\n  ".join(str(fault) for fault in skipped[:5])
-            where = dataset.manifest.path if isinstance(dataset, ManifestDataset) else dataset.name
-            raise DataError(
-                f"{where}, split {dataset.split!r}: {len(skipped)} of {len(dataset)} items can't "
-                f"be read so far, {share:.1%}, more than "
-                f"max_skipped={self.config.max_skipped:.1%}:\n  {shown}"
-            )
-
-
-class _Pictures(TorchDataset[tuple[Tensor, "DataError | None"]]):
-    """`pictures[i]` is `(views or frames, 3, H, W)` and the fault that prevented it, if any."""
+class _Pictures(TorchDataset[tuple[Tensor, "DataError | None", int]]):
+    """`pictures[i]` is `(views or frames, 3, H, W)`, the fault that prevented it, lost frames."""
 
     def __init__(self, dataset: Dataset, encoder: ImageEncoder, config: EncodeConfig) -> None:
         assert encoder.transform is not None
         self.dataset, self.transform, self.config = dataset, encoder.transform, config
 
-    def __getitem__(self, index: int) -> tuple[Tensor, DataError | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, DataError | None, int]:
         if self.config.frames is not None:
             return self._frames(index)
         fault = None
@@ -287,13 +272,14 @@ class _Pictures(TorchDataset[tuple[Tensor, "DataError | None"]]):
         for view in range(1, self.config.views if self.config.kind == "views" else 1):
             random = np.random.default_rng([self.config.seed, view, index])
             copies.append(self.transform(self.config.augment(image, random)))
-        return torch.stack(copies), fault
+        return torch.stack(copies), fault, 0
 
-    def _frames(self, index: int) -> tuple[Tensor, DataError | None]:
+    def _frames(self, index: int) -> tuple[Tensor, DataError | None, int]:
         assert isinstance(self.dataset, ManifestDataset)
         assert self.config.frames is not None
+        fault = None
         try:
-            frames, fault = self.dataset.load_frames(index, self.config.frames), None
+            frames = self.dataset.load_frames(index, self.config.frames)
         except DataError as error:
-            frames, fault = [Image.new("RGB", (32, 32))], error
-        return torch.stack([self.transform(frame) for frame in frames]), fault
+            frames, fault = Frames([Image.new("RGB", (32, 32))]), error
+        return torch.stack([self.transform(frame) for frame in frames]), fault, frames.damaged

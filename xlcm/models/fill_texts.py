@@ -14,11 +14,13 @@ from torch import Tensor
 from xlcm.config import ConfigError, build
 from xlcm.data.dataset import Dataset
 from xlcm.data.encode_settings import EncodeConfig
+from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
 from xlcm.encoders.base import TextEncoder
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import bar
+from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.models.fill_store import weights_digest
 from xlcm.registry import text_encoders
 from xlcm.types import Caption
@@ -58,6 +60,7 @@ class TextFilling:
     Attributes:
         seen: caption id -> hash of its language and text, of all so far, on every process.
         cut: how many were longer than the tower reads and lost their end.
+        skipped: what was left out, on every process.
     """
 
     accelerator: Accelerator
@@ -66,12 +69,14 @@ class TextFilling:
     config: EncodeConfig
     seen: dict[str, int] = field(default_factory=dict)
     cut: int = 0
+    skipped: list[Fault] = field(default_factory=list)
 
     def add(self, dataset: Dataset) -> None:
         """Encode the captions that the store lacks; every process takes a share of each block.
 
         Raises:
-            DataError: at a line that is no item, or if an id has two texts.
+            DataError: at a line that is no item, or if an id has two texts; where such are
+                skipped, if they are more than may be.
         """
         todo = [caption for caption in self._captions(dataset) if caption.id not in self.writer]
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
@@ -87,17 +92,26 @@ class TextFilling:
                 advance(len(block))
 
     def _captions(self, dataset: Dataset) -> Iterator[Caption]:
+        skipped: list[Fault] = []
         for index in range(len(dataset)):
-            item = dataset[index]
+            try:
+                item = dataset[index]
+            except DataError as error:
+                skipped.append(skip(self.config, dataset, index, error))
+                continue
             for caption in item.captions:
                 if self.config.langs is not None and caption.lang not in self.config.langs:
                     continue
                 said = hash((caption.lang, caption.text))
-                if self.seen.setdefault(caption.id, said) != said:
-                    raise DataError(f"{item.where or dataset.name}: caption id {caption.id!r} has "
-                                    "another text than before: encode them into folders of their "
-                                    "own")  # fmt: skip
-                yield caption
+                if self.seen.setdefault(caption.id, said) == said:
+                    yield caption
+                    continue
+                other = DataError(f"{item.where or dataset.name}: caption id {caption.id!r} has "
+                                  "another text than before: encode them into folders of their "
+                                  "own", kind="duplicate_caption")  # fmt: skip
+                skipped.append(skip(self.config, dataset, index, other, caption=caption.id))
+        stop_beyond(self.config, dataset, skipped)
+        self.skipped += skipped
 
     def _blocks(self, captions: list[Caption], size: int) -> Iterator[list[Caption]]:
         captions = list({caption.id: caption for caption in captions}.values())
