@@ -28,6 +28,7 @@ from xlcm.data.features import FeatureWriter
 from xlcm.models.encoding import inference
 from xlcm.models.fill_store import Filling, drawings, open_datasets, open_tower
 from xlcm.models.fill_texts import TextFilling, open_text_tower
+from xlcm.models.precision import lowered
 
 
 def main(path: str, *overrides: str) -> int:
@@ -41,9 +42,13 @@ def main(path: str, *overrides: str) -> int:
 def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
     encoder, made_by = open_tower(config)
     encoder.to(accelerator.device)
+    if config.compile:
+        encoder.compile(dynamic=True)
     splits = open_datasets(config)
     if drawn := drawings(splits):
         made_by["drawings"] = drawn
+    if config.precision != "fp32":
+        made_by["precision"] = config.precision
     if config.kind == "views":
         made_by |= {"augment": config.augment.model_dump(), "seed": config.seed}
     if config.frames is not None:
@@ -58,7 +63,7 @@ def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
         shard_items=config.shard_items,
     )
     filling = Filling(accelerator, encoder, writer, config)
-    with inference(encoder):
+    with inference(encoder), lowered(accelerator.device, config.precision):
         for dataset in splits:
             filling.add(dataset)
     _list_skipped(config, accelerator, filling.skipped, "item(s)")
@@ -73,6 +78,10 @@ def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
 def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
     encoder, made_by = open_text_tower(config)
     encoder.to(accelerator.device)
+    if config.compile:
+        encoder.compile(dynamic=True)
+    if config.precision != "fp32":
+        made_by["precision"] = config.precision
     writer = FeatureWriter(
         config.output,
         kind=config.kind,
@@ -81,7 +90,7 @@ def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
         shard_items=config.shard_items,
     )
     filling = TextFilling(accelerator, encoder, writer, config)
-    with inference(encoder):
+    with inference(encoder), lowered(accelerator.device, config.precision):
         for dataset in open_datasets(config):
             filling.add(dataset)
     _list_skipped(config, accelerator, filling.skipped, "line(s) and caption(s)")
