@@ -1,6 +1,6 @@
 """Translate a manifest's captions into further languages, and back.
 
-accelerate launch recipes/translate.py translate.yaml manifest=data/photos.jsonl
+accelerate launch recipes/translate.py configs/translate/nllb.yaml manifest=data/photos.jsonl
 
 Writes the manifest (`output`) with a translation (`origin: mt`) of each caption of the `source`
 language for each of `targets`, and what it becomes when it is translated back (`origin: back`),
