@@ -273,7 +273,7 @@ def test_sizes_that_do_not_fit_the_batch_are_refused():
 def test_parameters_that_fsdp_shards_are_refused(accelerator):
     accelerator.state.distributed_type = batch_size.DistributedType.FSDP
     method = build(methods, SPECS["contrastive"], small_models.model())
-    with pytest.raises(ConfigError, match=r"not with FSDP.*length_pieces works everywhere"):
+    with pytest.raises(ConfigError, match=r"not with FSDP.*length_pieces saves padding"):
         batch_size.refuse_pieces(accelerator, method, run_of(micro_batch=4))
     batch_size.refuse_pieces(accelerator, method, run_of(length_pieces=4))
 

@@ -92,7 +92,7 @@ def refuse_pieces(accelerator: Accelerator, method: Method, run: RunConfig) -> N
         raise ConfigError(
             f"run.micro_batch: not with {spread.value}, which reduces gradients in each backward "
             "pass: start with plain data parallelism (accelerate launch --multi_gpu), or leave "
-            "run.micro_batch out (null); run.length_pieces works everywhere"
+            "run.micro_batch out (null); run.length_pieces saves padding with FSDP too"
         )
 
 
@@ -172,7 +172,9 @@ def _fits(plain: Method, batch: Batch, size: int) -> bool:
     try:
         _try(plain, _longest(plain, batch.select(torch.arange(size))), device)
         fitted = True
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
         fitted = False  # and leave first: the traceback holds on to what is to be freed
     for parameter in plain.parameters():
         parameter.grad = None

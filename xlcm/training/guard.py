@@ -57,8 +57,8 @@ def refuse_overflow(accelerator: Accelerator, plain: Method, batch: Batch | Piec
     if everywhere:
         raise FloatingPointError(
             f"run.precision=fp16: {', '.join(everywhere)} of the first batch overflow in float16 "
-            "and are finite in float32, so that no step could be taken: use run.precision=bf16, "
-            "or fp32"
+            "and are finite in float32; steps like this one can't be taken: use "
+            "run.precision=bf16, or fp32"
         )
 
 

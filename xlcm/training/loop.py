@@ -26,7 +26,7 @@ from xlcm.data.collate import TrainLoader
 from xlcm.distributed import share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
-from xlcm.pieces import cut, padding
+from xlcm.pieces import Pieces, cut, padding
 from xlcm.training import checkpoint
 from xlcm.training.batch_size import refuse_pieces, rows_a_time
 from xlcm.training.caching import cached_step
@@ -37,6 +37,7 @@ from xlcm.training.settings import OptimConfig, RunConfig
 from xlcm.training.sharded import scalars_to_vectors, value_of, whole_retriever
 from xlcm.training.signals import stop_signals
 from xlcm.training.tracking import Journal
+from xlcm.types import Batch
 
 Evaluate = Callable[[Any], RetrievalReport]
 
@@ -136,16 +137,16 @@ def fit(
                 waited += time.monotonic() - at
                 names += batch.names
                 last = part == run.accumulate - 1
-                batch = batch.to(accelerator.device, non_blocking=True)
-                pieces = cut(batch, size) if size else None
-                counts += [pieces.counts] if pieces is not None else []
-                if pieces is not None and run.micro_batch is not None:
+                seen = _moved(batch, accelerator.device, size)
+                if isinstance(seen, Pieces):
+                    counts.append(seen.counts)
+                if isinstance(seen, Pieces) and run.micro_batch is not None:
                     terms, loss = cached_step(
-                        accelerator, method, plain, pieces, share=1 / run.accumulate, reduce=last
+                        accelerator, method, plain, seen, share=1 / run.accumulate, reduce=last
                     )
                 else:
                     with contextlib.nullcontext() if last else accelerator.no_sync(method):
-                        terms = method(batch if pieces is None else pieces)
+                        terms = method(seen)
                         loss = plain.total(terms)
                         accelerator.backward(loss / run.accumulate)
                 stop = loss.new_tensor(float(asked_to_stop()))
@@ -170,7 +171,7 @@ def fit(
                 progress.nonfinite_in_row = 0
             else:  # batch norm has already averaged the bad rows in
                 if progress.step == 0 and scaled and not sharded:
-                    refuse_overflow(accelerator, plain, pieces or batch)
+                    refuse_overflow(accelerator, plain, seen)
                 for buffer, before in zip(plain.buffers(), buffers):
                     buffer.detach().copy_(before)
                 if accelerator.scaler is not None:  # it must forget the gradients it has unscaled
@@ -246,8 +247,10 @@ def announce(loader: TrainLoader, run: RunConfig, method: Method) -> str:
     each = run.global_batch // world()
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     total = sum(p.numel() for p in method.parameters())
+    size = -(-each // run.length_pieces) if run.length_pieces else run.micro_batch
+    pieces = f", {size} of them at a time" if isinstance(size, int) and size < each else ""
     return (
-        f"global batch {run.global_batch} = {world()} x {each} rows; each image sees "
+        f"global batch {run.global_batch} = {world()} x {each} rows{pieces}; each image sees "
         f"{run.global_batch} captions a view: {right:.2f} right on average, "
         f"{run.global_batch - right:.2f} negatives; {loader.batches_per_epoch} batches an epoch; "
         f"{trained / 1e6:.2f} of {total / 1e6:.2f} M parameters are trained"
@@ -256,6 +259,12 @@ def announce(loader: TrainLoader, run: RunConfig, method: Method) -> str:
 
 def _seed(seed: int, step: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
+
+
+def _moved(batch: Batch, device: torch.device, size: int) -> Batch | Pieces:
+    """Return the batch on the device, cut if there is a size: the whole one is free at once."""
+    moved: Batch = batch.to(device, non_blocking=True)
+    return cut(moved, size) if size else moved
 
 
 def _log_report(
