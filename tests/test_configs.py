@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -15,6 +16,8 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from xlcm import cli
 from xlcm.config import ConfigError, build, check_part, dump, load, read
@@ -83,6 +86,14 @@ BASES = {
 }  # fmt: skip
 """Files that others extend, and that name no data of their own."""
 
+LAUNCHERS = {
+    "cpu.yaml": "MULTI_GPU",
+    "gpus.yaml": "MULTI_GPU",
+    "nodes.yaml": "MULTI_GPU",
+    "fsdp.yaml": "FSDP",
+}
+"""Files for `accelerate launch --config_file`, in configs/accelerate/; what they start."""
+
 STANDS_FOR = {
     "google-bert/bert-base-multilingual-cased": "bert",
     "google-bert/bert-base-multilingual-uncased": "bert",
@@ -147,7 +158,20 @@ def tokenizer(tmp_path_factory) -> str:
 
 def test_the_list_of_configs_is_whole():
     found = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml")}
-    assert found == {*SHIPPED, *BASES}
+    assert found == {*SHIPPED, *BASES, *(f"accelerate/{name}" for name in LAUNCHERS)}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_accelerate_takes_every_launcher_file_and_leaves_the_precision_to_the_run(name):
+    path = CONFIGS / "accelerate" / name
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = load_config_from_file(str(path))
+    assert str(config.distributed_type.value) == LAUNCHERS[name]
+    assert config.mixed_precision == "no"
+    known = {field.name for field in dataclasses.fields(config)}
+    assert set(given) <= known  # accelerate drops unknown keys of some versions in silence
+    options = {f"--{key}" for key in given.get("fsdp_config", ())}
+    assert options <= set(launch_command_parser()._option_string_actions)
 
 
 def extended(path: Path) -> Iterator[Path]:

@@ -35,11 +35,8 @@ from xlcm.training.workers import forget_processes
 REPOSITORY = Path(__file__).resolve().parents[1]
 FEATURES = 8
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
-TWO_PROCESSES = [
-    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
-    "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-]  # fmt: skip
-"""With ACCELERATE_USE_CPU=true the one command that starts two processes on a CPU."""
+CPU_PROCESSES = REPOSITORY / "configs" / "accelerate" / "cpu.yaml"
+"""With ACCELERATE_USE_CPU=true it starts as many processes on a CPU as it is told to."""
 
 
 class Crash(Exception):
@@ -300,19 +297,30 @@ def write_config(config: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def command(recipe: str, *arguments: str, processes: int = 1) -> tuple[list[str], dict[str, str]]:
-    """Return the command that runs a recipe on so many processes, and its environment."""
+def free_port() -> str:
+    """Return a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def command(script: str, *arguments: str, processes: int = 1) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a recipe on so many processes, and its environment.
+
+    `script` is a recipe's name, or the path of another script.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     environment["ACCELERATE_USE_CPU"] = "true"
     launcher: list[str] = []
-    if processes == 2:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            launcher = [*TWO_PROCESSES, "--main_process_port", str(free.getsockname()[1])]
+    if processes > 1:
+        launcher = [
+            "-m", "accelerate.commands.launch", "--config_file", str(CPU_PROCESSES),
+            "--num_processes", str(processes), "--main_process_port", free_port(),
+        ]  # fmt: skip
     return [
         sys.executable,
         *launcher,
-        str(REPOSITORY / "recipes" / recipe),
+        str(REPOSITORY / "recipes" / script),
         *arguments,
     ], environment
 

@@ -4,37 +4,9 @@ import json
 
 import pytest
 import tiny
+from tiny_methods import RUN, cl2cm, languages, nrccr
 
-from xlcm.config import merge
 from xlcm.methods.c2kd import C2KD
-
-RUN = {"steps": 6}
-PLAIN_TEXT = {"dropout": 0.0, "tokenizer": {"max_tokens": 64}}  # draws differ between processes
-TARGETS = {"langs": ["de", "fr"], "origin": ["mt"], "of": "source", "every": True}
-
-
-def nrccr(data, output):
-    text = {
-        "name": "refined", "width": 16, "heads": 2, "key_width": 8, "positions": 64, "dropout": 0.0,
-        "encoder": merge(tiny.tree(data, output)["model"]["text"], PLAIN_TEXT),
-    }  # fmt: skip
-    views = {
-        "target": {"langs": ["de", "fr"], "origin": ["mt"], "of": "source"},
-        "back": {"langs": ["en"], "origin": ["back"], "of": "target"},
-    }
-    return tiny.tree(
-        data, output, **tiny.translated(data, **views), run=RUN, model={"text": text},
-        method={"name": "nrccr"},
-    )  # fmt: skip
-
-
-def languages(data, output, method, manifest=None, **source):
-    """A method of every language at once."""
-    sections = tiny.translated(data, targets={**TARGETS, "optional": manifest is not None})
-    sections["data"]["views"]["source"] |= source
-    if manifest is not None:
-        sections["data"]["train"] |= {"path": str(manifest), "image_root": str(data)}
-    return tiny.tree(data, output, **sections, run=RUN, model={"text": PLAIN_TEXT}, method=method)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +82,7 @@ def test_two_processes_train_as_one(tiny_data, tmp_path, processes, teacher, inc
             return nrccr(tiny_data, output)
         if name.startswith("cl2cm"):
             words = {"marginals": "idf", "word_score": 0.5, "iterations": 5}
-            method = {"name": "cl2cm", **(words if name.endswith("words") else {})}
-            return merge(nrccr(tiny_data, output), {"method": method})
+            return cl2cm(tiny_data, output, **(words if name.endswith("words") else {}))
         manifest = incomplete if name.endswith("some") else None
         spec = {"name": "c2kd", "teachers": [teacher]}
         return languages(tiny_data, output, spec, manifest=manifest)

@@ -115,3 +115,10 @@ def test_a_config_stops_at_its_faults_before_anything_is_built(tiny_data, tmp_pa
         with pytest.raises(ConfigError, match=said):
             start(check(TrainConfig, merge(good, changed)))
     assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_is_refused_before_anything_is_written(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"use FSDP.*configs/accelerate/fsdp\.yaml"):
+        tiny.train(tiny.tree(tiny_data, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ def start(config: TrainConfig) -> Accelerator:
             if a tracker is not installed; for a global batch that processes don't divide.
     """
     run = config.run
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError(
+            "DeepSpeed takes the step inside the backward pass, where the guard against "
+            "non-finite steps can't stop it, and its checkpoints are pickles: use FSDP, which "
+            "shards the same, with --config_file configs/accelerate/fsdp.yaml"
+        )
     for tracker in run.trackers:  # accelerate would go on without it and say nothing
         if find_spec(tracker) is None:
             raise ConfigError(

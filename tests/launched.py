@@ -1,0 +1,28 @@
+"""What test_launch.py starts by `accelerate launch`: trains with each config of a JSON list."""
+
+import json
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+from torch import nn
+
+
+def main(listed: str, processes: str) -> None:
+    """Train in double precision, so that what differs between runs is not rounding."""
+    torch.set_num_threads(1)
+    for config in json.loads(Path(listed).read_text()):
+        run = tiny.train(config, wrap=double)
+        torch.set_default_dtype(torch.float32)
+        assert run.accelerator.num_processes == int(processes), run.accelerator.num_processes
+
+
+def double(method: nn.Module) -> None:
+    """Go on in double precision; what was built or remembered before stays as it is."""
+    torch.set_default_dtype(torch.float64)
+    method.double()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
