@@ -10,9 +10,11 @@ from accelerate import Accelerator
 from test_transfer_methods import LANGS, PRESENT, method_of
 from torch.nn.parallel import DistributedDataParallel
 
+from xlcm import distributed
 from xlcm.distributed import local_rows, world
 from xlcm.models import teacher
 from xlcm.pieces import cut
+from xlcm.training.batch_size import largest_that_fits
 from xlcm.training.caching import cached_step
 
 ROWS = 12
@@ -142,3 +144,19 @@ def test_a_cached_run_on_two_processes_is_that_of_one_with_one_reduction_a_step(
     for left, right in zip(tiny.metrics(tmp_path / "one"), tiny.metrics(tmp_path / "two")):
         assert right["loss"] == pytest.approx(left["loss"], rel=1e-6)
         assert right["grad_norm"] == pytest.approx(left["grad_norm"], rel=1e-5)
+
+
+def tried() -> dict:
+    """What `auto` finds where the processes' memories differ, and what each of them tried."""
+    sizes, most = [], 4 if distributed.rank() == 0 else 2
+
+    def fits(size: int) -> bool:
+        sizes.append(size)
+        return size <= most
+
+    found = largest_that_fits(fits, 6, torch.device("cpu"))
+    return {"found": found, "sizes": sizes}
+
+
+def test_auto_takes_what_fits_on_every_process(processes):
+    assert processes.run(2, tried) == [{"found": 2, "sizes": [6, 4, 2]}] * 2

@@ -1,8 +1,10 @@
 """Gradient caching and pieces of like length: the gradient of the whole batch, once."""
 
 import math
+from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import small_models
 import tiny
@@ -17,6 +19,7 @@ from xlcm.pieces import cut, padding
 from xlcm.registry import methods
 from xlcm.training import batch_size, caching
 from xlcm.training.caching import cached_step
+from xlcm.training.loop import announce
 from xlcm.training.settings import RunConfig
 from xlcm.training.workers import forget_processes
 
@@ -340,6 +343,19 @@ def test_a_run_in_pieces_is_that_of_the_whole_batch_and_says_what_padding_it_sav
     else:
         assert all(0 <= row["padding"] < row["padding_whole"] for row in other)
         assert "padding_whole 0." in capsys.readouterr().out
+
+
+def test_the_first_line_says_how_many_rows_go_at_a_time():
+    batching = SimpleNamespace(batches=lambda epoch: np.zeros((1, 16, 2), dtype=np.int32))
+    loader = SimpleNamespace(stream=SimpleNamespace(batching=batching), batches_per_epoch=1)
+    method = torch.nn.Linear(1, 1)
+    for options, told in (
+        ({}, "1 x 16 rows; each"),
+        ({"micro_batch": 5}, "1 x 16 rows, 5 of them at a time; each"),
+        ({"length_pieces": 3}, "1 x 16 rows, 6 of them at a time; each"),
+        ({"micro_batch": 16}, "1 x 16 rows; each"),
+    ):
+        assert told in announce(loader, run_of(**options), method)
 
 
 def test_accumulated_batches_are_cached_one_by_one(tiny_data, tmp_path):
