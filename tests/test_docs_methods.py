@@ -31,6 +31,7 @@ from xlcm.losses.optimal_transport import sinkhorn, transport_distance
 from xlcm.losses.relation_distillation import RelationDistillationLoss
 from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.similarity_distillation import SimilarityDistillationLoss
+from xlcm.losses.token_wise import TokenWiseLoss
 from xlcm.losses.triplet import TripletLoss
 from xlcm.losses.word_alignment import WordAlignmentLoss
 from xlcm.methods.nrccr import NRCCR
@@ -49,6 +50,7 @@ PAGES = {
 METHOD_PAGES = sorted(set(PAGES.values()))
 TABLED_LOSSES = [
     SimilarityDistillationLoss, FeatureDistillationLoss, RelationDistillationLoss, WordAlignmentLoss,
+    TokenWiseLoss,
 ]  # fmt: skip
 
 
@@ -246,6 +248,7 @@ def _words(source, target):
 CALLS = {
     "InfoNCELoss": (_pair(InfoNCELoss()), ("image", "text", "scale")),
     "SigmoidLoss": (_biased, ("image", "text", "scale", "bias")),
+    "TokenWiseLoss": (_pair(TokenWiseLoss()), ("image", "text", "scale")),
     "TripletLoss": (_pair(TripletLoss(margin=2.0)), ("image", "text", "scale")),
     "SimilarityDistillationLoss": (_distil, ("text", "image", "teacher_text", "teacher_image")),
     "FeatureDistillationLoss": (FeatureDistillationLoss(), ("student", "teacher")),
@@ -264,6 +267,8 @@ def _inputs(name: str, arguments: tuple[str, ...]) -> list[torch.Tensor]:
     if name == "transport_distance":
         cost = torch.rand(2, 3, 4, requires_grad=True)
         return [sinkhorn(cost), cost]
+    if name == "TokenWiseLoss":
+        return [*(torch.randn(4, n, 5, requires_grad=True) for n in (3, 2)), scale()]
     if name == "WordAlignmentLoss":
         return [torch.randn(2, n, 5, requires_grad=True) for n in (3, 4)]
     return [scale() if one in ("scale", "bias") else unit() for one in arguments]
