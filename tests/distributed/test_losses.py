@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import xlcm.losses.relation_distillation
 import xlcm.losses.similarities
 import xlcm.losses.similarity_distillation
 from xlcm.distributed import gather, local_rows, world
@@ -84,6 +85,8 @@ LOSSES = {
     "similarity_of_texts": similarity(direction="text_to_image"),
     "similarity_of_images": similarity(direction="image_to_text"),
     **{f"relation_mix_{mix}": relation(teacher_mix=mix) for mix in (0.0, 0.4, 1.0)},
+    "relation_tiled": relation(tiled="always"),
+    "relation_tiled_both": relation(tiled="always", detach_teacher=False, reduction="sum"),
     "relation_right": relation(direction="right_to_left", teacher_mix=0.4),
     "feature_mean": lambda rows: FeatureDistillationLoss()(rows["text"], rows["taught"]),
     "feature_sum": lambda rows: FeatureDistillationLoss(reduction="sum", detach_teacher=True)(
@@ -144,6 +147,7 @@ def steps_without_gradient_through_the_gather(names: list[str]) -> list[dict]:
     with (
         mock.patch.object(xlcm.losses.similarities, "gather", plain),
         mock.patch.object(xlcm.losses.similarity_distillation, "gather", plain),
+        mock.patch.object(xlcm.losses.relation_distillation, "gather", plain),
     ):
         return steps(names)
 

@@ -13,7 +13,7 @@ from xlcm.losses.word_alignment import WordAlignmentLoss
 CHOICES = {
     FeatureDistillationLoss: ["reduction"],
     InfoNCELoss: ["reduction", "tiled"],
-    RelationDistillationLoss: ["direction", "reduction"],
+    RelationDistillationLoss: ["direction", "reduction", "tiled"],
     SimilarityDistillationLoss: ["divergence", "pool", "reduction", "direction", "tiled"],
     SigmoidLoss: ["tiled"],
     TripletLoss: ["negatives", "reduction", "direction"],

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pairs import Largest, pairs
 
-from xlcm.losses import score_tiles, tiled_divergence
+from xlcm.losses import relation_distillation, score_tiles, tiled_divergence
+from xlcm.losses.relation_distillation import RelationDistillationLoss
 from xlcm.losses.similarity_distillation import (
     SimilarityDistillationLoss,
     Targets,
@@ -69,6 +70,48 @@ def test_distillation_in_tiles_of_float32_is_exact_to_a_millionth(divergence):
     wide = [side.detach().double().requires_grad_() for side in inputs]
     wanted = step(SimilarityDistillationLoss(tiled="never", **options), wide)
     assert max(gaps(found, wanted)) < 1e-6
+
+
+@pytest.mark.parametrize("direction", ["both", "left_to_right", "right_to_left"])
+@pytest.mark.parametrize("detach_teacher", [True, False])
+@pytest.mark.parametrize("teacher_temperature", [None, 0.02, 0.01])
+def test_relations_in_tiles_are_the_plain_ones(direction, detach_teacher, teacher_temperature):
+    inputs = sides()
+    wanted = inputs[:2] if detach_teacher else inputs
+    for reduction in ("mean", "sum"):
+        options = {
+            "direction": direction,
+            "detach_teacher": detach_teacher,
+            "teacher_temperature": teacher_temperature,
+            "reduction": reduction,
+        }
+        found = []
+        for way in ("always", "never"):
+            value = RelationDistillationLoss(tiled=way, **options)(*inputs)
+            found.append([value, *torch.autograd.grad(value, wanted)])
+        assert max(gaps(*found)) < 1e-12
+    RelationDistillationLoss(tiled="always", **options)(*inputs).backward()
+    assert [side.grad is None for side in inputs[2:]] == [detach_teacher] * 2
+
+
+def test_a_relation_inside_one_kind_is_the_plain_one_in_tiles():
+    image, text, source, _ = sides()
+    found = []
+    for way in ("always", "never"):
+        value = RelationDistillationLoss(tiled=way)(image, image, source, source)
+        found.append([value, *torch.autograd.grad(value, image)])
+    assert max(gaps(*found)) < 1e-12
+    assert text.grad is None
+
+
+def test_relations_with_a_mix_or_a_bonus_stay_plain():
+    inputs = sides()
+    with mock.patch.object(relation_distillation, "divergences") as tiles:
+        RelationDistillationLoss(tiled="always", teacher_mix=0.2)(*inputs)
+        RelationDistillationLoss(tiled="always")(*inputs, bonus=torch.zeros(ROWS, ROWS))
+        assert not tiles.called
+        RelationDistillationLoss(tiled="always")(*inputs)
+        assert tiles.called
 
 
 def test_scores_too_steep_for_tiles_are_computed_plainly():

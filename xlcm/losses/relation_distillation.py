@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlcm.distributed import gather, local_rows
+from xlcm.distributed import gather, local_rows, world
 from xlcm.losses.base import check_choice, full_precision
+from xlcm.losses.score_tiles import Tiled, in_tiles
 from xlcm.losses.similarities import (
     Reduction,
     both_ways,
@@ -20,6 +21,7 @@ from xlcm.losses.similarities import (
     own_columns,
     reduce,
 )
+from xlcm.losses.tiled_divergence import divergences
 
 Direction = Literal["both", "left_to_right", "right_to_left"]
 
@@ -35,6 +37,10 @@ class RelationDistillationLoss(nn.Module):
     The sides may be of any kind: source and target captions teach images and target captions;
     with one side given twice it is a relation inside one kind.
 
+    Large batches are computed in tiles (`xlcm/losses/tiled_divergence.py`), without any score
+    matrix; that form can't be differentiated twice. A `teacher_mix`, a bonus, and cosines over a
+    temperature that exceed 70 are computed plainly at any size.
+
     Args:
         temperature: T, of the student, and of the teacher where it has none of its own.
         teacher_temperature: of the teacher's distribution; None: `temperature`. With another one
@@ -46,6 +52,7 @@ class RelationDistillationLoss(nn.Module):
         detach_teacher: whether the teacher is taken as given; if not, both move, and equal
             distributions that say nothing are a way out.
         reduction: of the two directions; one direction alone is itself.
+        tiled: `auto`: in tiles from 1,024 x 1,024 scores a process on; `always` from the first.
 
     Source: a reconstruction. CL2CM, Wang et al. 2024, https://arxiv.org/abs/2312.08984, transfers
     relations of a cross-lingual network to a cross-modal one; this form, the temperatures and the
@@ -61,6 +68,7 @@ class RelationDistillationLoss(nn.Module):
         teacher_mix: Annotated[float, Field(ge=0, le=1)] = 0.0,
         detach_teacher: bool = True,
         reduction: Reduction = "mean",
+        tiled: Tiled = "auto",
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -71,6 +79,7 @@ class RelationDistillationLoss(nn.Module):
             raise ValueError(f"teacher_mix must be in [0, 1], got {teacher_mix}")
         check_choice("direction", direction, Direction)
         check_choice("reduction", reduction, Reduction)
+        check_choice("tiled", tiled, Tiled)
         if teacher_mix == 1 and not detach_teacher:
             raise ValueError(
                 "teacher_mix=1 leaves nothing of the teacher that a gradient could reach: set "
@@ -82,6 +91,7 @@ class RelationDistillationLoss(nn.Module):
         self.teacher_mix = teacher_mix
         self.detach_teacher = detach_teacher
         self.reduction = reduction
+        self.tiled: Tiled = tiled
 
     @full_precision
     def forward(
@@ -110,6 +120,9 @@ class RelationDistillationLoss(nn.Module):
         check_pairs(left=left, right=right)
         check_pairs(teacher_left=teacher_left, teacher_right=teacher_right)
         check_rows(left=left, teacher_left=teacher_left)
+        plain = bonus is not None or self.teacher_mix > 0
+        if not plain and in_tiles(self.tiled, len(left), world() * len(left)):
+            return self._in_tiles(left, right, teacher_left, teacher_right)
         scale = 1.0 / self.teacher_temperature
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher):
             taught = both_ways(teacher_left, teacher_right, scale=scale)
@@ -117,8 +130,27 @@ class RelationDistillationLoss(nn.Module):
                 bonus = _checked(bonus, taught[0])
                 taught = taught[0] + scale * bonus, taught[1] + scale * _turned(bonus)
         sides = both_ways(left, right, scale=1.0 / self.temperature)
-        counted = {"left_to_right": (0,), "right_to_left": (1,)}.get(self.direction, (0, 1))
-        return reduce([self._diverge(taught[i], sides[i]) for i in counted], self.reduction)
+        return reduce([self._diverge(taught[i], sides[i]) for i in self._counted], self.reduction)
+
+    @property
+    def _counted(self) -> tuple[int, ...]:
+        return {"left_to_right": (0,), "right_to_left": (1,)}.get(self.direction, (0, 1))
+
+    def _in_tiles(
+        self, left: Tensor, right: Tensor, teacher_left: Tensor, teacher_right: Tensor
+    ) -> Tensor:
+        taught = [side.to(left.dtype) for side in (teacher_left, teacher_right)]
+        if self.detach_teacher:
+            taught = [side.detach() for side in taught]
+        total = divergences(
+            ((left, gather(right)), (right, gather(left))),
+            ((taught[0], gather(taught[1])), (taught[1], gather(taught[0]))),
+            scales=(1.0 / self.temperature, 1.0 / self.teacher_temperature),
+            kl=True,
+            counted=self._counted,
+        )
+        directions = len(self._counted) if self.reduction == "mean" else 1
+        return total / (len(left) * directions)
 
     def _diverge(self, teacher: Tensor, student: Tensor) -> Tensor:
         given = F.log_softmax(student, dim=1)

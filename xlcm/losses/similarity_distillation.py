@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from xlcm.losses.base import check_choice, full_precision, widen
 from xlcm.losses.present import Present
 from xlcm.losses.score_tiles import Tiled, in_tiles
 from xlcm.losses.similarities import Reduction, both_ways, check_pairs, check_rows, reduce
-from xlcm.losses.tiled_divergence import divergence, fits
+from xlcm.losses.tiled_divergence import divergences
 
 Divergence = Literal["kl", "cross_entropy", "smooth_l1"]
 Pool = Literal["max", "min", "mean"]
@@ -203,25 +203,15 @@ class SimilarityDistillationLoss(nn.Module):
         if some is not None:  # what is left of a distribution has a sum of 1 again
             student = some.pair(*student[0]), some.pair(*student[1])
             teacher = some.pair(*teacher[0]), some.pair(*teacher[1])
-        scales = self._scale, targets.scale
-        options: dict[str, Any] = {"scales": scales, "kl": self.divergence == "kl"}
-        counted = self._counted
-        totals = []
-        if not all(fits(student[i], teacher[i], scales=scales) for i in counted):
-            for i in counted:
-                scored, taught_logits = (
-                    scale * rows @ columns.T
-                    for scale, (rows, columns) in zip(scales, (student[i], teacher[i]))
-                )
-                totals.append(self._each(F.log_softmax(taught_logits, dim=1), scored).sum())
-        elif world() == 1:
-            options |= {"by_rows": 0 in counted, "by_columns": 1 in counted}
-            totals.append(divergence(student[0], teacher[0], **options))
-        else:
-            totals += [divergence(student[i], teacher[i], **options) for i in counted]
-        total = torch.stack(totals).sum()
+        total = divergences(
+            student,
+            teacher,
+            scales=(self._scale, targets.scale),
+            kl=self.divergence == "kl",
+            counted=self._counted,
+        )
         total = total / len(text) if some is None else some.mean(total)
-        return total / len(counted) if self.reduction == "mean" else total
+        return total / len(self._counted) if self.reduction == "mean" else total
 
     @property
     def _counted(self) -> tuple[int, ...]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from xlcm.distributed import world
 from xlcm.losses.score_tiles import Cut, Gradients, Scores, refuse_second_derivative, shaped
 from xlcm.losses.tiled import KEPT, STEEPEST
 
@@ -26,6 +28,40 @@ def fits(student: Pair, teacher: Pair, *, scales: tuple[float, float]) -> bool:
     """
     bounds = (Scores(*pair, scale).bound() for pair, scale in zip((student, teacher), scales))
     return all(bound <= STEEPEST for bound in bounds)
+
+
+def divergences(
+    student: tuple[Pair, Pair],
+    teacher: tuple[Pair, Pair],
+    *,
+    scales: tuple[float, float],
+    kl: bool,
+    counted: tuple[int, ...],
+) -> Tensor:
+    """Return the sum over rows and counted directions: 0 and 1, those of the two pairs.
+
+    On one process the second pair must be the first one the other way round: the same tiles serve
+    both. Scores that do not fit (`fits`) are computed plainly.
+    """
+    if not all(fits(student[i], teacher[i], scales=scales) for i in counted):
+        return torch.stack([_plain(student[i], teacher[i], scales, kl) for i in counted]).sum()
+    if world() == 1:
+        ways = 0 in counted, 1 in counted
+        return divergence(
+            student[0], teacher[0], scales=scales, kl=kl, by_rows=ways[0], by_columns=ways[1]
+        )
+    each = [divergence(student[i], teacher[i], scales=scales, kl=kl) for i in counted]
+    return torch.stack(each).sum()
+
+
+def _plain(student: Pair, teacher: Pair, scales: tuple[float, float], kl: bool) -> Tensor:
+    given, wanted = (
+        F.log_softmax(scale * rows @ columns.T, dim=1)
+        for scale, (rows, columns) in zip(scales, (student, teacher))
+    )
+    if kl:
+        return F.kl_div(given, wanted, reduction="sum", log_target=True)
+    return -(wanted.exp() * given).sum()
 
 
 def divergence(
