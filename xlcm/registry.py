@@ -82,6 +82,7 @@ def nearest(word: str, known: object) -> str:
 datasets = Registry(
     "dataset",
     {
+        "hf_stream": "xlcm.data.hf_stream:HfStream",
         "manifest": "xlcm.data.dataset:ManifestDataset",
         "mix": "xlcm.data.mixing:Mix",
         "scenes": "xlcm.data.scenes:Scenes",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -194,3 +195,16 @@ def test_faults_of_a_corpus_are_found_within_a_mix(tmp_path, monkeypatch):
     rows = survey(mix, views)
     assert len(rows.dropped) == 1
     assert layout(rows.dataset).corpus.tolist() == [0] * 20 + [1] * 19
+
+
+def test_a_run_on_shards_may_go_on_with_another_number_of_processes():
+    batching = StreamBatching(np.ones(80, np.int32), 8, shards(8, 10))
+
+    def rows(world, batch):
+        """Return the global batches behind a position, put together of all processes' shares."""
+        streams = [RowStream(batching, rank, world) for rank in range(world)]
+        for stream in streams:
+            stream.start_at(1, batch)
+        return [list(chain(*shares)) for _, *shares in zip(range(12), *streams)]
+
+    assert rows(1, 0)[4:] == rows(2, 4)[:8] == rows(4, 4)[:8]

@@ -1,12 +1,20 @@
 """A Hugging Face data set streamed into shards, without a network: Parquet files in a folder."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from xlcm.cli import main
+from xlcm.data.hf_rows import files_of, open_builder, stream_of
+from xlcm.data.shard_stream import write_stream
+from xlcm.data.shard_writer import ShardWriter
 from xlcm.data.shards import Shards
+from xlcm.data.sources.columns import ROW, Layout, TextColumn
 
 datasets = pytest.importorskip("datasets")
 
@@ -99,3 +107,97 @@ def test_a_wrong_column_or_split_is_named(source, tmp_path, capsys):
     assert command(folder, tmp_path / "out", "--take", "tests") != 0
     assert "tests" in "".join(capsys.readouterr())
     assert not list(tmp_path.glob("*out*"))
+
+
+# -- interrupted ---------------------------------------------------------------------------------
+
+WRITES = """
+import os, signal, sys
+import datasets  # before the forks
+from xlcm.data.hf_rows import files_of, open_builder, stream_of
+from xlcm.data.shard_stream import write_stream
+from xlcm.data.sources.columns import ROW, Layout, TextColumn
+
+folder, out, *kills = sys.argv[1:]
+layout = Layout((TextColumn("english", "en"), TextColumn("german", "de")), ROW, picture="picture")
+for kill in kills:
+    left = int(kill)
+    def on_item():
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if not os.fork():
+        builder = open_builder(folder)
+        write_stream(stream_of(builder, folder, "train"), out, layout, name=folder, split="train",
+                     shard_items=2, skip=True, about=files_of(builder, "train"), on_item=on_item)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def killed(folder, out, *after):
+    """Write, and kill it after so many rows each time."""
+    words = [sys.executable, "-c", WRITES, str(folder), str(out), *map(str, after)]
+    subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def written(folder, out):
+    """Write what `killed` writes, to the end."""
+    layout = Layout((TextColumn("english", "en"), TextColumn("german", "de")), ROW,
+                    picture="picture")  # fmt: skip
+    builder = open_builder(str(folder))
+    write_stream(
+        stream_of(builder, str(folder), "train"), out, layout, name=str(folder), split="train",
+        shard_items=2, skip=True, about=files_of(builder, "train"),
+    )  # fmt: skip
+    return {file.name: file.read_bytes() for file in sorted(out.iterdir())}
+
+
+def test_a_killed_stream_goes_on_without_a_lost_or_doubled_row(source, tmp_path):
+    folder = source(spoil=True, silent=(1, 5))
+    # in the first shard, right behind one, and twice in one
+    killed(folder, tmp_path / "cut", 1, 2, 2, 4, 1)
+    assert not (tmp_path / "cut").exists()
+    left = json.loads((tmp_path / ".cut.part" / "progress.json").read_text())
+    assert left["kept"]["rows"] == 5
+    assert left["kept"]["counts"] == {"captions without text": 1}
+    assert written(folder, tmp_path / "cut") == written(folder, tmp_path / "whole")
+    assert len(Shards(path=str(tmp_path / "cut"))) == 6
+    assert not list(tmp_path.glob(".cut*"))
+
+
+def test_an_interrupted_writing_goes_on_with_nothing_else_and_in_one_process(
+    source, tmp_path, capsys
+):
+    folder = source()
+    writer = ShardWriter(tmp_path / "out", "train", about="something else")
+    with writer:
+        writer.begin()
+        writer.add([("json", b"{}")])
+        writer.keep(None)
+        assert command(folder, tmp_path / "out") != 0
+        assert "another process is writing it" in "".join(capsys.readouterr()).replace("\n", " ")
+        writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        assert command(folder, tmp_path / "out") != 0
+        assert "interrupted writing of other data" in "".join(capsys.readouterr()).replace(
+            "\n", " "
+        )
+    assert (tmp_path / "out" / "000000.tar").is_file()
+
+
+def test_a_file_that_breaks_off_names_the_row_and_keeps_what_is_written(source, tmp_path, capsys):
+    folder = source()
+    file = folder / "train-00001-of-00002.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:200])
+    os.utime(file, (1, 1))
+    assert command(folder, tmp_path / "out") != 0
+    assert "behind row 4: `datasets` can't read on" in "".join(capsys.readouterr()).replace(
+        "\n", " "
+    )
+    assert (tmp_path / ".out.part" / "000000.tar").is_file()
+    file.write_bytes(whole)
+    os.utime(file, (1, 1))
+    assert command(folder, tmp_path / "out") == 0
+    assert len(Shards(path=str(tmp_path / "out"))) == 7

@@ -125,3 +125,72 @@ def test_realised_shares_are_kept_with_the_state_and_written(tiny_data, tmp_path
     assert "shares of rows: rows" in capsys.readouterr().out
     state = json.loads(tiny.checkpoint(tmp_path, STEPS)["state.json"])
     assert state["state"]["data"]["rows/tars"] == shares["rows"]["tars"]["count"]
+
+
+# -- straight from a Hugging Face stream ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def streamed(tiny_data, tmp_path_factory):
+    """Return a tree of a run that streams the tiny pictures, 64 rows in 8 files."""
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path_factory.mktemp("hub") / "rows"
+    folder.mkdir()
+    source = ManifestDataset(path=str(tiny_data / "tiny.jsonl"), split="train")
+    features = datasets.Features(
+        image=datasets.Image(), en=datasets.Value("string"), de=datasets.Value("string")
+    )
+    for shard in range(8):
+        items = [source[number] for number in range(8 * shard, 8 * shard + 8)]
+        pictures = [(tiny_data / item.image).read_bytes() for item in items]
+        rows = {
+            "image": [{"bytes": picture, "path": None} for picture in pictures],
+            "en": [item.captions[0].text for item in items],
+            "de": [item.captions[1].text for item in items],
+        }
+        part = datasets.Dataset.from_dict(rows, features=features)
+        part.to_parquet(folder / f"train-{shard:05d}.parquet", batch_size=3)
+    train = {
+        "name": "hf_stream", "path": str(folder), "captions": {"en": "en", "de": "de"},
+        "open_shards": 4, "buffer": 5,
+    }  # fmt: skip
+
+    def make(output, workers=0, steps=STEPS):
+        run = {**EVERY_STEP, "steps": steps}
+        config = tree(
+            tiny_data, output, None, data={"workers": workers}, run=run, **tiny.pictures(tiny_data)
+        )
+        config["data"]["train"] = train
+        return config
+
+    return make
+
+
+def test_a_streamed_run_resumes_to_the_sample_with_any_workers(tmp_path, streamed):
+    whole = tiny.train(streamed(tmp_path / "whole"))
+    for after, workers in ((3, 2), (4, 0)):
+        config = streamed(tmp_path / f"cut{after}", workers)
+        with pytest.raises(tiny.Crash):
+            tiny.train(config, crash_before=after)
+        again = tiny.train(config)
+        assert whole.names[:after] + again.names == whole.names
+        same(tmp_path / "whole", tmp_path / f"cut{after}")
+
+
+@pytest.mark.slow
+def test_a_streamed_run_on_two_processes_with_two_workers_has_the_rows_of_one_and_resumes(
+    tmp_path, streamed, processes
+):
+    alone = tiny.train(streamed(tmp_path / "alone", steps=5)).names
+    whole, cut = (streamed(tmp_path / name, 2, steps=5) for name in ("whole", "cut"))
+    first, second = processes.run(2, train_with_workers, [cut, cut, whole], 3)
+    for result in (first, second):
+        assert result["names"][:5] == result["names"][5:]
+    for step in range(5):
+        assert first["names"][step] + second["names"][step] == alone[step]
+    same(tmp_path / "whole", tmp_path / "cut", step=5)
+
+
+def test_too_few_files_of_a_stream_are_refused_with_the_way_out(tmp_path, streamed):
+    with pytest.raises(ConfigError, match=r"8 shard.*at least 9.*xlcm data shard-hf"):
+        tiny.train(streamed(tmp_path, 9))

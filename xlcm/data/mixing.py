@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from xlcm.config import Part
 from xlcm.data.dataset import Dataset
+from xlcm.data.hf_stream import HfStream
+from xlcm.data.lanes import Lanes
 from xlcm.data.shards import Shards
 from xlcm.data.subset import Subset
 from xlcm.registry import datasets
@@ -107,6 +109,8 @@ class Layout:
         shard: `(items,)` int32, counted in each corpus; -1: in none, read at random.
         open_shards: of each corpus: how many are read at a time.
         temperature: of the mix.
+        lanes: of each corpus: None, or how its shards are read that can only be read from their
+            beginning on; empty: there is none of these.
     """
 
     names: tuple[str, ...]
@@ -114,6 +118,11 @@ class Layout:
     shard: np.ndarray
     open_shards: tuple[int, ...]
     temperature: float = 1.0
+    lanes: tuple[Lanes | None, ...] = ()
+
+    def streamed(self, corpus: int) -> Lanes | None:
+        """Return the lanes of a corpus of streamed shards; None for any other one."""
+        return self.lanes[corpus] if self.lanes else None
 
     def shards(self, corpus: int) -> int:
         """Return how many shards a corpus has; 0: it is read at random."""
@@ -127,12 +136,11 @@ def layout(dataset: Dataset) -> Layout | None:
         if inner is None:
             return None
         at = dataset.indices
-        return Layout(
-            inner.names, inner.corpus[at], inner.shard[at], inner.open_shards, inner.temperature
-        )
-    if isinstance(dataset, Shards):
+        return replace(inner, corpus=inner.corpus[at], shard=inner.shard[at])
+    if isinstance(dataset, Shards | HfStream):
         corpus = np.zeros(len(dataset), dtype=np.int32)
-        return Layout((dataset.name,), corpus, dataset.shard, (dataset.open_shards,))
+        lanes = (dataset.lanes,) if isinstance(dataset, HfStream) else ()
+        return Layout((dataset.name,), corpus, dataset.shard, (dataset.open_shards,), lanes=lanes)
     if not isinstance(dataset, Mix):
         return None
     inner_layouts = [layout(part) for part in dataset.parts.values()]
@@ -148,6 +156,7 @@ def layout(dataset: Dataset) -> Layout | None:
         ),
         open_shards=tuple(1 if one is None else one.open_shards[0] for one in inner_layouts),
         temperature=dataset.temperature,
+        lanes=tuple(None if one is None else one.streamed(0) for one in inner_layouts),
     )
 
 

@@ -92,6 +92,7 @@ def add_shard_hf(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("path", help="its name on the hub, or a folder of Parquet or other files")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new, for the shards")
     parser.add_argument("--config", metavar="NAME", help="of a data set that has several")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
     parser.add_argument("--take", default="train", metavar="SPLIT",
                         help="which of its splits (default: train)")  # fmt: skip
     parser.add_argument("--shard-items", type=_positive, default=1000, metavar="N",
@@ -102,13 +103,15 @@ def add_shard_hf(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _shard_hf(args: argparse.Namespace) -> int:
-    from xlcm.data.shard_stream import open_stream, write_stream
+    from xlcm.data.hf_rows import files_of, open_builder, stream_of
+    from xlcm.data.shard_stream import write_stream
 
     args.id = args.id or ROW
     layout = read_layout(args)
     called = layout.split_names.get(args.take, args.take)
+    builder = open_builder(args.path, config=args.config, revision=args.revision)
     written = write_stream(
-        open_stream(args.path, args.take, config=args.config),
+        stream_of(builder, args.path, args.take),
         args.out,
         layout,
         name=args.path,
@@ -117,5 +120,6 @@ def _shard_hf(args: argparse.Namespace) -> int:
         shard_items=args.shard_items,
         check=not args.no_check,
         skip=args.bad_pictures == "drop",
+        about=files_of(builder, args.take),
     )
     return _tell(written, called)

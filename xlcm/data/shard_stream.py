@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xlcm.data.hf_rows import picture_bytes
 from xlcm.data.images import load_image
 from xlcm.data.manifest import DataError
 from xlcm.data.shard_writer import Part, ShardWriter, Written, json_part
@@ -13,33 +15,8 @@ from xlcm.data.sources.base import Skipped
 from xlcm.data.sources.columns import ROW, Layout
 from xlcm.data.sources.gathering import gather
 from xlcm.data.sources.hf import read_part
-from xlcm.data.sources.own import picture_data
-from xlcm.data.sources.pictures import decode_base64
 from xlcm.data.sources.row_captions import Row
 from xlcm.types import Item
-
-
-def open_stream(name: str, split: str, *, config: str | None = None) -> Any:
-    """Return a split as a stream of `datasets`.
-
-    Args:
-        name: on the hub, or a folder of files that `load_dataset` knows.
-        split: its name there.
-        config: of a data set that has several.
-
-    Raises:
-        DataError: if it can't be opened.
-        ImportError: naming the extra, if `datasets` is not installed.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("this needs `datasets`: pip install 'xlcm[stream]'") from error
-    try:
-        stream = datasets.load_dataset(name, config, split=split, streaming=True)
-        return stream if stream.features is not None else stream._resolve_features()
-    except (ValueError, OSError, KeyError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise DataError(f"{name}, split {split!r}: `datasets` can't open it: {error}") from error
 
 
 def write_stream(
@@ -53,12 +30,13 @@ def write_stream(
     shard_items: int = 1000,
     check: bool = True,
     skip: bool = False,
+    about: Any = None,
     on_item: Callable[[], None] = lambda: None,
 ) -> Written:
     """Write a stream of rows as tar shards, each row an item, in their order.
 
     Args:
-        stream: of `open_stream`.
+        stream: of `xlcm.data.hf_rows.stream_of`.
         out: the new folder.
         layout: which column holds what; `id` must be `@row`.
         name: of the data set, for messages.
@@ -67,6 +45,9 @@ def write_stream(
         shard_items: items a shard; the last one has what is left.
         check: decode each picture before it is written.
         skip: leave out and name rows whose picture can't be had; False: stop there.
+        about: the files of the data set, and all that names them: who writes the same with the
+            same options into the same folder after a kill goes on behind the last whole shard.
+            None: it begins anew.
         on_item: called after each row.
 
     Raises:
@@ -79,23 +60,24 @@ def write_stream(
                         "holds the pictures themselves")  # fmt: skip
     skipped = Skipped()
     called = called or split
-    with ShardWriter(out, called) as writer:
-        for item, row in _items(stream, layout, name, split, skipped):
+    if about is not None:
+        about = [about, name, split, called, repr(layout), shard_items, check, skip]
+    with ShardWriter(out, called, about=about) as writer:
+        before = writer.kept or {"rows": 0, "counts": {}, "places": {}}
+        rows = before["rows"]
+        skipped.counts, skipped.places = Counter(before["counts"]), before["places"]
+        full = True
+        for item, row in _items(stream, layout, name, split, skipped, rows):
             if item.split != called:
                 raise DataError(f"{row.where}: an item of split {item.split!r}; shards are of one "
                                 f"split, here {called!r}")  # fmt: skip
-            if not writer.items or writer.items[-1] >= shard_items:
+            if full:
                 writer.begin()
-            try:
-                parts: list[Part] = [json_part(item)]
-                if layout.picture is not None:
-                    parts.append(_picture(row, layout.picture, check))
-            except DataError as error:
-                if not skip:
-                    raise
-                writer.skipped.append(str(error))
-            else:
-                writer.add(parts)
+            writer.add(_parts(item, row, layout, check), skip=skip)
+            rows += 1
+            full = writer.items[-1] >= shard_items
+            if full:
+                writer.keep({"rows": rows, "counts": skipped.counts, "places": skipped.places})
             on_item()
     left_out = [f"{count} {why}, such as at {skipped.places[why][0]}"
                 for why, count in skipped.counts.items()]  # fmt: skip
@@ -103,13 +85,13 @@ def write_stream(
 
 
 def _items(
-    stream: Any, layout: Layout, name: str, split: str, skipped: Skipped
+    stream: Any, layout: Layout, name: str, split: str, skipped: Skipped, done: int
 ) -> Iterator[tuple[Item, Row]]:
-    """Yield each row's item with the row."""
+    """Yield each row's item with the row, behind those that are done."""
     last: list[Row] = []
 
     def rows() -> Iterator[Row]:
-        for row in read_part(stream, split, layout, name):
+        for row in read_part(stream, split, layout, name, skip=done):
             last[:] = [row]
             yield row
 
@@ -117,12 +99,13 @@ def _items(
         yield item, last[0]
 
 
-def _picture(row: Row, column: str, check: bool) -> Part:
-    data = picture_data(row, column)
-    try:
-        raw = data if isinstance(data, bytes) else decode_base64(data)
+def _parts(item: Item, row: Row, layout: Layout, check: bool) -> Iterator[Part]:
+    yield json_part(item)
+    if layout.picture is not None:
+        raw = picture_bytes(row.values, layout.picture, row.where)
         if check:
-            load_image(raw, name=column)
-    except ValueError as error:
-        raise DataError(f"{row.where}: {error}", kind="image_undecodable") from error
-    return "img", raw
+            try:
+                load_image(raw, name=layout.picture)
+            except DataError as error:
+                raise DataError(f"{row.where}: {error}", kind=error.kind) from error
+        yield "img", raw

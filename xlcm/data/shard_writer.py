@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,10 +22,12 @@ from xlcm.data.dataset import ManifestDataset
 from xlcm.data.images import load_image
 from xlcm.data.manifest import DataError, to_line
 from xlcm.data.shards import INDEX
+from xlcm.data.sources.hf import ReadError
 from xlcm.data.tar_index import IMAGE_ENDINGS
 from xlcm.types import Item
 
 VERSION = 1
+PROGRESS, LOCK = "progress.json", "lock"  # of a folder that is not finished
 Part = tuple[str, bytes]  # ending of the name, content
 
 
@@ -85,14 +89,7 @@ def write_shards(
         for chosen in np.array_split(order, number):
             writer.begin()
             for index in chosen.tolist():
-                try:
-                    parts = list(_parts(dataset, index, images, check))
-                except DataError as error:
-                    if not skip:
-                        raise
-                    writer.skipped.append(str(error))
-                else:
-                    writer.add(parts)
+                writer.add(_parts(dataset, index, images, check), skip=skip)
                 on_item()
     return Written(writer.folder, writer.items, writer.skipped)
 
@@ -105,29 +102,59 @@ class ShardWriter:
     Args:
         folder: the new folder.
         split: of all items.
+        about: what is written, as plain data. With it, what was written before a kill or a fault
+            of the source stays aside up to the last `keep`, and who writes the same goes on.
 
     Attributes:
         items: in each shard.
         skipped: messages of items that were left out.
+        kept: what the last `keep` was given, where an earlier writing goes on; None otherwise.
 
     Raises:
-        DataError: if the folder exists; at the end, if no item was written.
+        DataError: if the folder exists, another process writes it, or something else was begun; at
+            the end, if no item was written.
     """
 
-    def __init__(self, folder: str | Path, split: str) -> None:
+    def __init__(self, folder: str | Path, split: str, *, about: Any = None) -> None:
         self.folder = Path(folder)
         self.split = split
         self.items: list[int] = []
         self.skipped: list[str] = []
+        self.kept: Any = None
+        self._about = json.loads(json.dumps(about))
         self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> ShardWriter:
         if self.folder.exists():
             raise DataError(f"{self.folder} is there already; give another --out, or remove it")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._aside = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
-        self._aside.mkdir()
+        ending = os.getpid() if self._about is None else "part"
+        self._aside = self.folder.with_name(f".{self.folder.name}.{ending}")
+        self._aside.mkdir(exist_ok=self._about is not None)
+        if self._about is not None:
+            self._lock = open(self._aside / LOCK, "ab")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._lock.close()
+                raise DataError(f"{self.folder}: another process is writing it") from error
+            self._go_on()
         return self
+
+    def _go_on(self) -> None:
+        """Take up what lies aside; a shard that is no longer known as whole is written again."""
+        known = self._aside / PROGRESS
+        if known.is_file():
+            before = json.loads(known.read_text(encoding="utf-8"))
+            if before["about"] != self._about:
+                self._lock.close()
+                raise DataError(f"{self._aside}: an interrupted writing of other data, or with "
+                                "other options; remove it, or give another --out")  # fmt: skip
+            self.items, self.skipped = before["items"], before["skipped"]
+            self.kept = before["kept"]
+        for file in self._aside.glob("*.tar"):
+            if file.name not in map(_file, range(len(self.items))):
+                file.unlink()
 
     def begin(self) -> None:
         """End the shard that is open and begin the next one."""
@@ -136,15 +163,38 @@ class ShardWriter:
         self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self.items.append(0)
 
-    def add(self, parts: Sequence[Part]) -> None:
-        """Write the files of one item."""
+    def add(self, parts: Iterable[Part], *, skip: bool = False) -> None:
+        """Write the files of one item.
+
+        Args:
+            parts: its files; they may raise while they are taken.
+            skip: note an item that can't be had, and go on.
+
+        Raises:
+            DataError: of `parts`, unless it is to be skipped.
+        """
         assert self._tar is not None, "begin a shard first"
+        try:
+            whole = list(parts)
+        except DataError as error:
+            if not skip:
+                raise
+            self.skipped.append(str(error))
+            return
         key = f"{sum(self.items):09d}"
-        for ending, data in parts:
+        for ending, data in whole:
             member = tarfile.TarInfo(f"{key}.{ending}")
             member.size = len(data)
             self._tar.addfile(member, io.BytesIO(data))
         self.items[-1] += 1
+
+    def keep(self, kept: Any) -> None:
+        """End the shard that is open; a later writing goes on behind it, and is given `kept`."""
+        self._end()
+        known = {"about": self._about, "items": self.items, "skipped": self.skipped, "kept": kept}
+        aside = self._aside / f"{PROGRESS}.new"
+        aside.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(aside, self._aside / PROGRESS)
 
     def _end(self) -> None:
         if self._tar is not None:
@@ -157,12 +207,17 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # bad input would stop it again; anything else is worth a second try
+        worth = not isinstance(error, DataError) or isinstance(error, ReadError)
         try:
             self._end()
             if kind is None:
                 self._finish()
         finally:
-            shutil.rmtree(self._aside, ignore_errors=True)
+            if kind is None or not worth or self._about is None:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            if self._about is not None:
+                self._lock.close()
 
     def _finish(self) -> None:
         if not sum(self.items):
@@ -171,6 +226,8 @@ class ShardWriter:
         listed = [{"file": _file(n), "items": items} for n, items in enumerate(self.items)]
         known = {"version": VERSION, "split": self.split, "items": sum(self.items)}
         text = json.dumps({**known, "shards": listed}, indent=1) + "\n"
+        for file in (PROGRESS, LOCK):
+            (self._aside / file).unlink(missing_ok=True)
         (self._aside / INDEX).write_text(text, encoding="utf-8")
         os.rename(self._aside, self.folder)
 

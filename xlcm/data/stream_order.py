@@ -14,6 +14,7 @@ import numpy as np
 
 from xlcm.config import ConfigError
 from xlcm.data.batching import Batching, SameImage
+from xlcm.data.lanes import lane_of_place, lane_order
 from xlcm.data.mixing import Layout, quotas
 
 
@@ -112,13 +113,22 @@ class StreamBatching(Batching):
         random = np.random.default_rng([self.seed, number, corpus, 0x57EA4])
         items = self.items[corpus]
         shard = self.layout.shard[items]
-        known, shard = np.unique(shard, return_inverse=True)
-        window = random.permutation(len(known))[shard] // self.layout.open_shards[corpus]
         repeats = self.slots[items]
         at = np.repeat(np.arange(len(items), dtype=np.int32), repeats)
         first = np.cumsum(repeats) - repeats
         slots = np.arange(len(at), dtype=np.int32) - np.repeat(first, repeats).astype(np.int32)
-        if self.same_image == "together":
+        together = self.same_image == "together"
+        lanes = self.layout.streamed(corpus)
+        if lanes is not None:
+            whole = len(at) // self.global_batch  # batches of the passes before this one
+            served = lane_of_place(
+                lanes, self.global_batch, number * whole * self.global_batch, len(at)
+            )
+            mixed = lane_order(lanes, shard, at, served, random, together=together)
+            return np.stack([items[at[mixed]], slots[mixed]], axis=1)
+        known, shard = np.unique(shard, return_inverse=True)
+        window = random.permutation(len(known))[shard] // self.layout.open_shards[corpus]
+        if together:
             mixed = np.argsort(random.permutation(len(items))[at], kind="stable")
         else:
             mixed = random.permutation(len(at))
@@ -139,8 +149,10 @@ def enough_shards(layout: Layout, processes: int, workers: int) -> None:
             continue
         fewer = found // processes
         lower = f", or lower data.workers to {fewer}" if fewer else ""
+        command = f"`xlcm data shard --shards {need}`"
+        if layout.streamed(number) is not None:
+            command = "`xlcm data shard-hf` makes as many of it as you like, for `name: shards`"
         raise ConfigError(
             f"{name}: {found} shard(s), but {processes} process(es) with data.workers={workers} "
-            f"load, which need at least {need}: write {need} or more (`xlcm data shard --shards "
-            f"{need}`){lower}"
+            f"load, which need at least {need}: write {need} or more ({command}){lower}"
         )

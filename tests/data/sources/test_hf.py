@@ -111,3 +111,18 @@ def test_parquet_files_are_read(root, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", root / "cache")
     assert command(root, "p", "--id", "number", "--captions", "en=captions") == 0
     assert list(items(root)) == ["4", "5"]
+
+
+def test_without_a_network_a_data_set_of_the_hub_is_refused_in_words(root, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ["--id", "number", "--captions", "en=captions"]
+    assert command(root, "cache", "--hub", "OWNER/NONE", *words) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "OWNER/NONE: `datasets` can't open it" in said
+    assert not (root / "m.jsonl").exists()
+    where = ["--root", "OWNER/NONE", "--out", str(root / "m.jsonl")]
+    assert main(["data", "import", "hf", *where, *words]) == 2
+    assert "a data set of the hub is fetched by --hub NAME" in capsys.readouterr().err.replace(
+        "\n", " "
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,49 @@ def open_parts(
     return {str(opened.split or "rows"): opened}
 
 
-def read_part(part: Any, split: str, layout: Layout, name: str) -> Iterator[Row]:
+def read_part(
+    part: Any, split: str, layout: Layout, name: str, *, skip: int = 0, numbered_from: int = 0
+) -> Iterator[Row]:
     """Yield the rows of one split; columns that the layout doesn't name are never decoded.
+
+    Args:
+        part: the split, or a stream of it.
+        split: its name.
+        layout: what the columns are.
+        name: of the data set, for messages.
+        skip: rows that are passed over.
+        numbered_from: how many rows come before the part, in the numbers of rows.
+
+    Raises:
+        DataError: for a column that isn't there, or files that can't be read.
+    """
+    tops = top_columns(part, split, [*layout.single, *(text.column for text in layout.texts)], name)
+    part = undecoded(part.select_columns(tops))
+    if layout.image is not None and _is_picture(part, layout.image):
+        raise DataError(f"{name}: {layout.image!r} holds pictures, not paths: --picture-data "
+                        f"{layout.image} instead of --image")  # fmt: skip
+    known = None if split == "rows" else split
+    number = numbered_from + skip
+    try:
+        for values in part.skip(skip) if skip else part:
+            number += 1
+            yield Row(f"{name}, {split} row {number}", known, values, f"{split}-{number}")
+    except (OSError, ValueError) as error:  # of the files, not of who takes the rows
+        raise ReadError(
+            f"{name}, {split}, behind row {number}: `datasets` can't read on: {error}"
+        ) from error
+
+
+class ReadError(DataError):
+    """A data set that can't be read on; a second try may help."""
+
+
+def top_columns(part: Any, split: str, wanted: Iterable[str], name: str) -> list[str]:
+    """Return the columns that hold the wanted ones: `a` for `a.b`.
 
     Raises:
         DataError: for a column that isn't there.
     """
-    import datasets
-
-    wanted = [*layout.single, *(text.column for text in layout.texts)]
     tops: list[str] = []
     for column in wanted:
         top = column if column in part.column_names else column.partition(".")[0]
@@ -100,13 +134,20 @@ def read_part(part: Any, split: str, layout: Layout, name: str) -> Iterator[Row]
                             f"{nearest(column, part.column_names)}; there are "
                             f"{', '.join(part.column_names)}")  # fmt: skip
         tops += [top] if top not in tops else []
-    part = part.select_columns(tops)
-    for column in tops:
-        if isinstance(part.features[column], datasets.Image):
-            if column == layout.image:
-                raise DataError(f"{name}: {column!r} holds pictures, not paths: --picture-data "
-                                f"{column} instead of --image")  # fmt: skip
+    return tops
+
+
+def undecoded(part: Any) -> Any:
+    """Return a data set whose pictures come as the bytes of their files."""
+    import datasets
+
+    for column in part.column_names:
+        if _is_picture(part, column):
             part = part.cast_column(column, datasets.Image(decode=False))
-    known = None if split == "rows" else split
-    for number, values in enumerate(part, 1):
-        yield Row(f"{name}, {split} row {number}", known, values, f"{split}-{number}")
+    return part
+
+
+def _is_picture(part: Any, column: str) -> bool:
+    import datasets
+
+    return isinstance(part.features.get(column), datasets.Image)
