@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from xlcm.cli import main
+from xlcm.data.collate import stack_visuals
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
 from xlcm.data.rows import open_splits
 from xlcm.data.shard_writer import write_shards
 from xlcm.data.shards import Shards
 from xlcm.data.tar_index import tar_index
+from xlcm.types import Item
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +189,59 @@ def test_a_damaged_header_in_the_middle_is_no_silent_end(folder):
     found = tar_index(file)
     assert found.truncated
     assert len(found) == 3
+
+
+def test_a_shard_whose_end_is_nothing_but_zeros_is_no_whole_one(folder):
+    """A download that was cut, in a file whose place was kept on the disk before."""
+    file = folder / "000000.tar"
+    whole = file.read_bytes()
+    places = tar_index(file).places
+    behind = -(-int(places[5, 3].sum()) // 512) * 512  # of the sixth item
+    within = int(places[6, 3, 0]) + 80  # its features; the picture is whole
+    for cut, left in ((behind, 6), (within, 6)):
+        file.write_bytes(whole[:cut] + bytes(len(whole) - cut + 30_000))
+        found = tar_index(file)
+        assert found.truncated
+        assert len(found) == left
+    file.write_bytes(whole + bytes(-len(whole) % 10240))
+    assert not tar_index(file).truncated
+
+
+def test_a_lone_sample_that_is_cut_is_not_kept(tmp_path):
+    file = tmp_path / "0.tar"
+    with tarfile.open(file, "w") as tar:
+        add(tar, "a.json", b'{"id": "x", "split": "train", "captions": []}')
+        add(tar, "a.jpg", jpeg())
+    file.write_bytes(file.read_bytes()[:1300])
+    assert len(tar_index(file)) == 0
+    with (
+        pytest.warns(UserWarning, match="truncated: 0 items"),
+        pytest.raises(DataError, match="no whole item"),
+    ):
+        Shards(path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("tokens", np.zeros((0, 4))), ("pooled", np.zeros((2, 4))), ("pooled", np.array(["a"]))],
+)
+def test_features_of_no_frame_or_another_shape_are_refused(tmp_path, name, values):
+    out = io.BytesIO()
+    np.save(out, values)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "a.json", b'{"id": "x", "split": "train", "captions": []}')
+        add(tar, f"a.{name}.npy", out.getvalue())
+    with pytest.raises(DataError, match=rf"0\.tar:a: {name}\.npy") as caught:
+        Shards(path=str(tmp_path)).load_features(0)
+    assert caught.value.kind == "feature_unreadable"
+
+
+def test_pooled_and_frame_features_in_one_batch_name_two_items():
+    items = [Item("a", "train", (), where="m:1"), Item("b", "train", (), where="m:2")]
+    with pytest.raises(DataError, match=r"m:2: item 'b' has features of the shape \(3, 4\).*'a'"):
+        stack_visuals([torch.zeros(4), torch.zeros(3, 4)], items)
+    with pytest.raises(DataError, match=r"\(5,\)"):
+        stack_visuals([torch.zeros(4), torch.zeros(5)])
 
 
 @pytest.mark.filterwarnings("ignore:.*truncated")

@@ -144,6 +144,29 @@ def check_manifest(
     return check.report
 
 
+def check_captions(
+    report: CheckReport, items: Sequence[Item], tokenizer: Measures | None, max_length: int
+) -> None:
+    """Count what is wrong with the captions of items, and how many a tokenizer would cut."""
+    texts: dict[str, list[str]] = {}
+    for item in items:
+        for fault in caption_faults(item, item.captions, max_length=max_length):
+            report.add(fault)
+        if not item.captions:
+            said = f"item {item.id!r} has no captions"
+            report.add(Fault(item.where, item.id, None, "no_captions", said))
+        for caption in item.captions:
+            texts.setdefault(caption.lang, []).append(caption.text)
+    if tokenizer is None:
+        return
+    for lang, group in texts.items():
+        lengths = tokenizer.lengths(group)
+        total = report.cut.setdefault(lang, {"captions": 0, "cut": 0, "longest": 0})
+        total["captions"] += len(group)
+        total["cut"] += sum(length > tokenizer.max_tokens for length in lengths)
+        total["longest"] = max(total["longest"], *lengths)
+
+
 @dataclass
 class _Check:
     report: CheckReport
@@ -161,7 +184,7 @@ class _Check:
         for message in self.store.verify() if self.store is not None else ():
             self.report.add(Fault(str(self.path), "", None, "feature_unreadable", message))
         for chunk in chunks(self._items(on_progress)):
-            self._captions([item for _, item in chunk])
+            check_captions(self.report, [i for _, i in chunk], self.tokenizer, self.max_length)
             self._visuals(chunk, look)
         self._identities()
         if on_progress is not None:
@@ -182,25 +205,6 @@ class _Check:
             yield number, item
             if on_progress is not None and number % 1000 == 0:
                 on_progress(offset)
-
-    def _captions(self, items: Sequence[Item]) -> None:
-        texts: dict[str, list[str]] = {}
-        for item in items:
-            for fault in caption_faults(item, item.captions, max_length=self.max_length):
-                self.report.add(fault)
-            if not item.captions:
-                said = f"item {item.id!r} has no captions"
-                self.report.add(Fault(item.where, item.id, None, "no_captions", said))
-            for caption in item.captions:
-                texts.setdefault(caption.lang, []).append(caption.text)
-        if self.tokenizer is None:
-            return
-        for lang, group in texts.items():
-            lengths = self.tokenizer.lengths(group)
-            total = self.report.cut.setdefault(lang, {"captions": 0, "cut": 0, "longest": 0})
-            total["captions"] += len(group)
-            total["cut"] += sum(length > self.tokenizer.max_tokens for length in lengths)
-            total["longest"] = max(total["longest"], *lengths)
 
     def _visuals(self, chunk: Sequence[tuple[int, Item]], look: Looker) -> None:
         with_image = [(n, i) for n, i in chunk if self.images and i.image is not None]

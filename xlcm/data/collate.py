@@ -101,7 +101,7 @@ class Collator:
                 visuals.append(visual)
                 fixed = fixed and same
         if together is None:
-            together = stack_visuals(visuals) if self.transform is None \
+            together = stack_visuals(visuals, items) if self.transform is None \
                 else Visual(torch.stack(visuals))  # fmt: skip
         return Batch(
             ids=torch.tensor([row.item for row in rows], dtype=torch.int64),
@@ -156,8 +156,21 @@ def pick_view(features: Tensor | Sequence[Tensor], random: np.random.Generator) 
     return features[int(random.integers(len(features)))]
 
 
-def stack_visuals(features: Sequence[Tensor]) -> Visual:
-    """Pad frame or region features `(T, D)` to the longest; stack pooled ones `(D,)`."""
+def stack_visuals(features: Sequence[Tensor], items: Sequence[Item] = ()) -> Visual:
+    """Pad frame or region features `(T, D)` to the longest; stack pooled ones `(D,)`.
+
+    Raises:
+        DataError: for pooled and frame features, or several widths, together; naming two of
+            `items`, if they are given.
+    """
+    first = features[0]
+    for row, feature in enumerate(features):
+        if feature.ndim != first.ndim or feature.shape[-1] != first.shape[-1]:
+            other = f"{items[row].where}: item {items[row].id!r} has " if items else ""
+            one = f" as item {items[0].id!r} has ({items[0].where})" if items else ""
+            raise DataError(f"{other}features of the shape {tuple(feature.shape)}, which don't go "
+                            f"into one batch with {tuple(first.shape)}{one}: use one kind and "
+                            "width of features")  # fmt: skip
     if features[0].ndim == 1:
         return Visual(features=torch.stack(list(features)))
     longest = max(len(f) for f in features)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def _add_check(actions: Actions[argparse.ArgumentParser]) -> None:
     text = "find every fault of a manifest, its pictures and features; exit code 1 if there is one"
     parser = actions.add_parser("check", help=text, description=text)
-    parser.add_argument("path", help="the manifest")
+    parser.add_argument("path", help="the manifest, or a folder or pattern of tar shards")
     parser.add_argument("--no-images", action="store_true", help="don't open the pictures")
     parser.add_argument("--image-root", help="what image paths start from (default: its folder)")
     parser.add_argument("--features", metavar="PATH", help="features to check as well")
@@ -62,25 +62,41 @@ def _add_check(actions: Actions[argparse.ArgumentParser]) -> None:
                         help="compare the pictures' bytes, over splits too")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                         help="processes that decode (default: one a core)")  # fmt: skip
+    parser.add_argument("--against", nargs="+", default=[], metavar="MANIFEST", help="of shards: "
+                        "find items that these have in another split")  # fmt: skip
+    parser.add_argument("--txt-lang", metavar="CODE", help="of shards: captions are in .txt")
     parser.add_argument("--json", metavar="OUT", help="write the report here as well")
     parser.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> int:
     from xlcm.data.check import check_manifest
+    from xlcm.data.manifest import DataError
+    from xlcm.data.shard_check import check_shards, is_shards
 
-    with _progress(args.path) as on_progress:
-        report = check_manifest(
-            args.path,
-            images=not args.no_images,
-            image_root=args.image_root,
-            features=args.features,
-            tokenizer=_tokenizer(args.tokenizer, args.max_tokens) if args.tokenizer else None,
-            max_length=args.max_length,
-            contents=args.hash,
-            workers=args.workers,
-            on_progress=on_progress,
-        )
+    common = {
+        "images": not args.no_images,
+        "tokenizer": _tokenizer(args.tokenizer, args.max_tokens) if args.tokenizer else None,
+        "max_length": args.max_length,
+        "contents": args.hash,
+    }
+    if is_shards(args.path):
+        if args.features or args.image_root:
+            raise DataError("--features and --image-root go with manifests: shards have their own")
+        report = check_shards(args.path, txt_lang=args.txt_lang, against=args.against, **common)
+    elif args.against or args.txt_lang:
+        raise DataError("--against and --txt-lang go with shards; manifests are compared with "
+                        "others by `xlcm data import SOURCE --against`")  # fmt: skip
+    else:
+        with _progress(args.path) as on_progress:
+            report = check_manifest(
+                args.path,
+                image_root=args.image_root,
+                features=args.features,
+                workers=args.workers,
+                on_progress=on_progress,
+                **common,
+            )
     _show_report(report, args.max_tokens)
     _write_json(args.json, report.to_dict())
     return 1 if report.faults else 0

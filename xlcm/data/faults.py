@@ -42,6 +42,7 @@ KINDS = {
     "feature_missing": "a key that the store lacks",
     "feature_not_finite": "NaN or infinity in features",
     "feature_unreadable": "a shard is missing or damaged",
+    "shard_truncated": "a tar shard is cut, or its end is zeros",
     "image_converted": "a mode that the loader converts",
     "image_shared": "one file or picture in two items of a split",
     "line_break": "a tab or line break in a caption",

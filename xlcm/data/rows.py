@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from xlcm.data.faults import Fault
 from xlcm.data.manifest import DataError
 from xlcm.data.mixing import Mix
 from xlcm.data.shards import Shards
+from xlcm.data.shared_items import find_shared, shared_by_parts
 from xlcm.data.subset import Subset
 from xlcm.data.views import View, Views
 from xlcm.registry import datasets
@@ -37,8 +39,8 @@ def open_splits(
 
     `raise` looks at text, ids and overlap now and at pictures when they are loaded; `skip` opens
     every picture or feature once, and leaves bad items and captions out from the start, so that
-    the others train as if the bad ones were absent. Of tar shards only the truncated ones are
-    faults: their pictures are looked at when they are written.
+    the others train as if the bad ones were absent. Of tar shards only the truncated ones, and
+    items that scores are measured on, are faults: pictures are looked at when shards are written.
 
     An item that two splits share is a fault of the earlier one: scores stay comparable.
 
@@ -69,7 +71,8 @@ def open_splits(
             bad = len({fault.where for fault in faults})
             total = len(part)
             if isinstance(part, Shards):
-                bad, total = part.lost, total + part.lost
+                overlaps = [fault for fault in faults if fault.kind != "shard_truncated"]
+                bad, total = part.lost + len(overlaps), total + part.lost
             share = bad / max(total, 1)
             if share > max_skipped:
                 raise DataError(
@@ -77,14 +80,26 @@ def open_splits(
                     f"data.max_skipped={max_skipped:.1%}"
                 )
             skipped += faults
-            if isinstance(part, ManifestDataset):
+            if isinstance(part, ManifestDataset) or (isinstance(part, Shards) and overlaps):
                 usable = _without(part, faults)
                 if isinstance(dataset, Mix):
                     dataset.replace(name, usable)
                 else:
                     opened[position] = usable
+    if opened and isinstance(opened[0], Mix):
+        _tell_shared(opened[0])
     # a line too broken to tell its split is met in each
     return opened, list(dict.fromkeys(skipped))
+
+
+def _tell_shared(mix: Mix) -> None:
+    for (one, other), ids in shared_by_parts(mix.parts).items():
+        warnings.warn(
+            f"{mix.name}: {len(ids)} items of {other!r} are in {one!r} too, such as {ids[0]!r}: "
+            "where both come in one batch, each counts as wrong for the other's captions; take "
+            "them out of one part",
+            stacklevel=3,
+        )
 
 
 def _parts(dataset: Dataset) -> dict[str, Dataset]:
@@ -99,21 +114,25 @@ def _faults(
     workers: int,
 ) -> list[Fault]:
     if isinstance(dataset, Shards):
-        return dataset.faults
+        comparable = [d for d in later if isinstance(d, ManifestDataset | Shards)]
+        return dataset.faults + find_shared(dataset, comparable)
     if not isinstance(dataset, ManifestDataset):
         return []
     faults = find_bad_rows(dataset, visual=visual, workers=workers)
-    return faults + find_overlap(dataset, *(d for d in later if isinstance(d, ManifestDataset)))
+    faults += find_overlap(dataset, *(d for d in later if isinstance(d, ManifestDataset)))
+    return faults + find_shared(dataset, [d for d in later if isinstance(d, Shards)])
 
 
-def _without(dataset: ManifestDataset, faults: Sequence[Fault]) -> Subset:
+def _without(dataset: ManifestDataset | Shards, faults: Sequence[Fault]) -> Subset:
+    where = dataset.where if isinstance(dataset, Shards) else dataset.manifest.where
     by_line: dict[str, list[Fault]] = {}
     for fault in faults:
-        by_line.setdefault(fault.where, []).append(fault)
+        if fault.kind != "shard_truncated":  # of no item that is there
+            by_line.setdefault(fault.where, []).append(fault)
     kept: list[int] = []
     without: dict[int, set[int]] = {}
     for index in range(len(dataset)):
-        found = by_line.get(dataset.manifest.where(index), [])
+        found = by_line.get(where(index), [])
         if any(fault.caption is None for fault in found):
             continue
         kept.append(index)

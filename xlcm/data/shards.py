@@ -116,6 +116,17 @@ class Shards:
         Raises:
             DataError: naming shard and file, if it has no captions that can be read.
         """
+        item = self.whole(index)
+        if self.langs is None:
+            return item
+        return replace(item, captions=tuple(c for c in item.captions if c.lang in self.langs))
+
+    def whole(self, index: int) -> Item:
+        """Return an item with its captions in all languages.
+
+        Raises:
+            DataError: as for `shards[index]`.
+        """
         shard, number = self._locate(index)
         key, where = self.indices[shard].key(number), self.where(index)
         if self.txt_lang is not None:
@@ -133,14 +144,21 @@ class Shards:
             if item.split != self.split:
                 raise DataError(f"{where}: an item of split {item.split!r}, but the dataset says "
                                 f"split: {self.split}")  # fmt: skip
-        if self.langs is None:
-            return item
-        return replace(item, captions=tuple(c for c in item.captions if c.lang in self.langs))
+        return item
 
     def where(self, index: int) -> str:
         """Return `shard:key` of an item, for messages."""
         shard, number = self._locate(index)
         return f"{self.files[shard]}:{self.indices[shard].key(number)}"
+
+    def has(self, index: int, part: str) -> bool:
+        """Return whether the shard has one of `xlcm.data.tar_index.PARTS` of an item."""
+        shard, number = self._locate(index)
+        return self.indices[shard].place(number, part) is not None
+
+    def picture_file(self, index: int) -> bytes | None:
+        """Return the bytes of an item's picture; None if it has none."""
+        return self._read(index, "image")
 
     def load_image(self, index: int) -> Image.Image:
         """Return the picture as RGB.
@@ -182,10 +200,15 @@ class Shards:
             if data is None:
                 continue
             try:
-                values = np.load(io.BytesIO(data), allow_pickle=False)
+                values = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
             except (ValueError, EOFError, OSError) as error:
-                raise DataError(f"{where}: {kind}.npy is no npy file: {error}") from error
-            found = torch.from_numpy(values.astype(np.float32))
+                raise DataError(f"{where}: {kind}.npy is no npy file of numbers: {error}",
+                                kind="feature_unreadable") from error  # fmt: skip
+            if values.ndim != (1 if kind == "pooled" else 2) or not values.size:
+                raise DataError(f"{where}: {kind}.npy has the shape {values.shape}, where "
+                                f"{'(D,)' if kind == 'pooled' else '(T, D), T at least 1,'} was "
+                                "expected", kind="feature_unreadable")  # fmt: skip
+            found = torch.from_numpy(values)
             if not found.isfinite().all():
                 raise DataError(f"{where}: features hold NaN or infinity",
                                 kind="feature_not_finite")  # fmt: skip

@@ -10,16 +10,18 @@ import hashlib
 import json
 import os
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from xlcm.data.manifest import DataError
 
-VERSION = 1  # of the index; a new one makes old ones void
+VERSION = 2  # of the index; a new one makes old ones void
 BLOCK = 512
+RECORD = 20 * BLOCK  # a finished tar is filled up with zeros to a multiple of this
 KINDS = ("pooled", "tokens", "views")
 PARTS = ("json", "txt", "image", *KINDS)
 IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "img"})
@@ -39,7 +41,8 @@ class TarIndex:
     Args:
         keys: `(samples,)` bytes, the names up to the first dot.
         places: `(samples, parts, 2)` int64 offset and size of each of `PARTS`; -1: there is none.
-        truncated: the file ends before its end mark; what is listed is whole.
+        truncated: the file ends before its end mark, or its end is nothing but zeros; what is
+            listed is whole.
     """
 
     keys: np.ndarray
@@ -118,8 +121,13 @@ def _scan(path: Path, size: int) -> TarIndex:
                 kind="shard_truncated",
             ) from error
         cut = True
-    cut = cut or not _has_end_mark(path, end, size)
-    if cut and samples and samples[-1].keys() != samples[0].keys():
+    ending = _ending(path, end, size)
+    cut = cut or ending != "whole"
+    if (
+        cut
+        and samples
+        and (_lacks_parts(samples) or (ending == "zeroed" and _ends_in_zeros(path, samples[-1])))
+    ):
         keys.pop()
         samples.pop()
     places = np.full((len(samples), len(PARTS), 2), -1, dtype=np.int64)
@@ -147,8 +155,29 @@ def _named(name: str) -> tuple[str | None, str | None]:
     return folder + slash + stem, part
 
 
-def _has_end_mark(path: Path, end: int, size: int) -> bool:
-    """Return whether a block of zeros follows the last file, as every finished tar has it."""
+def _ending(path: Path, end: int, size: int) -> Literal["whole", "cut", "zeroed"]:
+    """Return what follows the last file: a block of zeros in every finished tar.
+
+    More zeros than a finished tar has are the rest of a file whose place was kept on the disk
+    before all of it was there; so is anything behind them.
+    """
     with open(path, "rb") as file:
         file.seek(end)
-        return size >= end + BLOCK and not any(file.read(BLOCK))
+        if size < end + BLOCK or any(file.read(BLOCK)):
+            return "cut"
+    return "zeroed" if size - end > 2 * RECORD else "whole"
+
+
+def _lacks_parts(samples: list[dict[str, Place]]) -> bool:
+    """Return whether the last sample hasn't the files that most have; a lone one tells nothing."""
+    kinds = Counter(frozenset(sample) for sample in samples[:-1])
+    return not kinds or kinds.most_common(1)[0][0] != samples[-1].keys()
+
+
+def _ends_in_zeros(path: Path, sample: dict[str, Place]) -> bool:
+    if not sample:
+        return True
+    last = max(sample.values())
+    with open(path, "rb") as file:
+        file.seek(last.offset + max(last.size - 16, 0))
+        return not any(file.read(min(last.size, 16)))
