@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xlcm.evaluation import tiles
+from xlcm.evaluation import best, tiles
+from xlcm.evaluation.blocks import Tile
 from xlcm.evaluation.ranks import Ranks, retrieval_ranks
 
 
@@ -68,7 +69,7 @@ def test_duplicated_embeddings_tie(seed: int) -> None:
     assert (ranks.image_to_text % 1 == 0.5).any()
 
 
-@pytest.mark.parametrize("tile", [(1, 1), (1, 50), (7, 3), (16, 64), (41, 120), (512, 4096)])
+@pytest.mark.parametrize("tile", [(1, 17), (20, 1), (7, 3), (16, 64), (41, 120), (512, 4096)])
 @pytest.mark.parametrize("width", [24, 512])
 def test_ranks_do_not_depend_on_the_tile(tile: tuple[int, int], width: int) -> None:
     image, text, owner = case(width=width)
@@ -166,12 +167,42 @@ def test_images_without_caption_stay_as_wrong_answers_and_ask_nothing() -> None:
 def test_top_k_holds_the_best_of_the_full_matrix() -> None:
     image, text, owner = case()
     scores = image @ text.T
-    for tile in ((512, 4096), (7, 9)):
+    for tile in ((512, 4096), (7, 9), (16, 64), (24, 40)):
         ranks = retrieval_ranks(image, text, owner, top_k=5, tile=tile)
         assert torch.equal(ranks.top_images.index, scores.T.topk(5, dim=1).indices)
         assert torch.equal(ranks.top_captions.index, scores.topk(5, dim=1).indices)
         assert torch.allclose(ranks.top_images.score, scores.T.topk(5, dim=1).values)
     assert retrieval_ranks(image, text, owner, top_k=1000).top_images.index.shape == (120, 41)
+
+
+@pytest.mark.parametrize("read", [-1.0, 1.0])
+def test_top_k_of_equal_and_rising_scores(read: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tile is better than the one before, or all are equal: the worst cases of a border."""
+    monkeypatch.setattr(best, "READ_SHARE", read)
+    rising = torch.arange(1.0, 121.0)[:, None]
+    image, owner = torch.tensor([[1.0], [2.0]]), torch.arange(120) % 2
+    ranks = retrieval_ranks(image, rising, owner, top_k=4, tile=(2, 32))
+    assert ranks.top_captions.index.tolist() == [[119, 118, 117, 116]] * 2
+    assert ranks.top_captions.score.tolist() == [[120, 119, 118, 117], [240, 238, 236, 234]]
+    equal = retrieval_ranks(torch.ones(60, 8), torch.ones(120, 8), owner, top_k=4, tile=(24, 40))
+    assert equal.top_images.score.unique().tolist() == [8]
+    assert all(len(set(row)) == 4 for row in equal.top_images.index.tolist())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("shape", [(16, 24), (21, 37), (5, 3)])
+def test_scores_that_reach_a_border_are_all_found_and_no_others(dim, shape) -> None:
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    border = torch.linspace(-0.5, 1.5, shape[1 - dim])
+    border[1] = torch.inf
+    none = torch.empty(0, dtype=torch.int64)
+    hits = Tile(scores, 0, 0, rows=none, columns=none).reach(border, dim, most=1e9)
+    seen = scores if dim else scores.T
+    expected = (seen >= border[:, None]).nonzero().tolist()
+    found = torch.stack([hits.query, hits.answer], dim=1).tolist()
+    assert sorted(found) == expected
+    assert hits.value.tolist() == seen[hits.query, hits.answer].tolist()
+    assert Tile(scores, 0, 0, rows=none, columns=none).reach(border, dim, most=0) is None
 
 
 def test_half_precision_embeddings_are_ranked_by_their_values() -> None:
@@ -214,14 +245,47 @@ def test_shapes_and_indices_that_do_not_fit_are_refused() -> None:
         retrieval_ranks(image, text[:0], owner[:0])
 
 
+@pytest.mark.parametrize("read", [-1.0, 9.0])
 @pytest.mark.parametrize("share", [-1.0, 2.0])
 def test_crowded_and_sparse_tiles_are_decided_alike(
-    share: float, monkeypatch: pytest.MonkeyPatch
+    share: float, read: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """-1: the float64 tile decides all; 2: pair by pair."""
+    """Share -1: the float64 tile decides all; 2: pair by pair. Read -1: every score is compared."""
     monkeypatch.setattr(tiles, "DENSE_SHARE", share)
+    monkeypatch.setattr(tiles, "READ_SHARE", read)
     image, text, owner = with_ties()
     for tile in ((512, 4096), (7, 9)):
         assert_same(retrieval_ranks(image, text, owner, tile=tile), image, text, owner)
     image[:], text[:20] = image[0], text[0]
     assert_same(retrieval_ranks(image, text, owner), image, text, owner)
+
+
+# -- several processes ---------------------------------------------------------------------------
+
+
+TILES = [(16, 32), (16, 64), (8, 40), None]  # None: one tile, so that a process has nothing to do
+
+
+def ranked_in_pool() -> list[dict]:
+    """Rank on this process of several; return values and the tiles that it multiplied."""
+    torch.set_num_threads(1)
+    swept: list[int] = []
+    add = tiles._Sweep.add
+    tiles._Sweep.add = lambda self, tile: (swept.append(tile.top), add(self, tile))  # type: ignore
+    found = [values(retrieval_ranks(*with_ties(), top_k=5, tile=t, shared=True)) for t in TILES]
+    return [*found, {"tiles": len(swept)}]
+
+
+def values(ranks: Ranks) -> dict[str, list]:
+    names = ("text_to_image", "image_to_text", "average_precision", "images")
+    best = {"to_image": ranks.top_images.score, "to_text": ranks.top_captions.score}
+    found = {name: getattr(ranks, name) for name in names} | best
+    return {name: value.tolist() for name, value in found.items()}
+
+
+def test_processes_that_share_the_matrix_get_the_ranks_of_one(processes) -> None:
+    whole = [values(retrieval_ranks(*with_ties(), top_k=5, tile=tile)) for tile in TILES]
+    one, other = processes.run(2, ranked_in_pool)
+    assert one[:-1] == other[:-1] == whole
+    assert one[-1]["tiles"] + other[-1]["tiles"] == 12 + 6 + 18 + 1
+    assert abs(one[-1]["tiles"] - other[-1]["tiles"]) <= 1

@@ -88,7 +88,8 @@ def evaluate(
 ) -> SplitResult:
     """Encode every picture and caption of a split and rank in both directions.
 
-    On several processes each encodes its share and all get the whole report.
+    On several processes each encodes its share, each ranks its share of the score matrix, and all
+    get the whole report.
 
     Args:
         retriever: has `embed_visual`, `embed_text`, `image.transform` and `text.tokenizer`.
@@ -124,6 +125,7 @@ def evaluate(
         "ties": config.ties,
         "official_queries": config.official_queries,
         "bootstrap": config.bootstrap,
+        "shared": True,
     }
     notes = {"queries": "captions of origin " + ", ".join(config.origins)}
     if config.fusion is not None:

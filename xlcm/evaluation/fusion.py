@@ -102,6 +102,7 @@ def fused_results(
     ties: Ties = "average",
     official_queries: int | None = None,
     bootstrap: int = 1000,
+    shared: bool = False,
 ) -> list[FusedResult]:
     """Rank by fused scores in both directions, for each weight and language.
 
@@ -115,6 +116,7 @@ def fused_results(
         ties: see there.
         official_queries: see there.
         bootstrap: see there.
+        shared: see there.
 
     Raises:
         ValueError: for a weight out of range, or as `evaluate_embeddings` does.
@@ -140,6 +142,7 @@ def fused_results(
             ties=ties,
             official_queries=official_queries,
             bootstrap=bootstrap,
+            shared=shared,
         )
         found.append(FusedResult(weight, report.results, report.sum_r, report.sum_r_ci95))
     return found

@@ -11,16 +11,21 @@ duplicated embeddings tie.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from xlcm.evaluation.tiles import Scores, TopK, count_ahead
+from xlcm.evaluation.best import TopK
+from xlcm.evaluation.scores import Scores, largest_norm
+from xlcm.evaluation.tiles import count_ahead
 
 Ties: TypeAlias = Literal["average", "favourable"]
 EQUAL: dict[Ties, float] = {"average": 0.5, "favourable": 0.0}
+# images x captions: 16 MB, in the last cache of a CPU; a GPU wants more at once
+TILE, GPU_TILE = (2048, 2048), (4096, 16384)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ def retrieval_ranks(
     *,
     top_k: int = 0,
     ties: Ties = "average",
-    tile: tuple[int, int] = (512, 4096),
+    tile: tuple[int, int] | None = None,
+    shared: bool = False,
 ) -> Ranks:
     """Rank every right answer in both directions with one matrix product a tile.
 
@@ -72,24 +78,29 @@ def retrieval_ranks(
         text: `(M, d)`, on the same device.
         caption_image: `(M,)` integers in [0, N): the image that each caption describes. Images
             without a caption stay in the gallery as wrong answers.
-        top_k: how many of the best answers to keep for each query, cut to the gallery; takes
-            about as long again as the products.
+        top_k: how many of the best answers to keep for each query, cut to the gallery.
         ties: `average`: a wrong answer with the right one's score counts half; `favourable`: it
             doesn't count, which gives a collapsed model R@1 = 100 %.
         tile: images x captions whose scores exist at one time; any size gives the same ranks.
+            None: 2,048 x 2,048, and more on a GPU.
+        shared: every process of the group calls this with the same embeddings, ranks its share
+            of the tiles, and gets the whole.
 
     Raises:
         ValueError: for NaN or infinity (says how many rows of which tensor), or shapes and
             indices that don't fit.
     """
-    _check(image, text, caption_image, top_k, tile)
+    if tile is None:
+        tile = TILE if image.device.type == "cpu" else GPU_TILE
+    norms = _check(image, text, caption_image, top_k, tile)
     owner = caption_image.to(image.device, torch.int64)
-    scores = Scores(image.detach().float(), text.detach().float(), owner, tile=tile)
-    counted = count_ahead(scores, top_k=top_k, equal=EQUAL[ties])
+    captions = torch.arange(len(owner), device=owner.device)
+    scores = Scores(image.detach().float(), text.detach().float(), owner, captions, norms)
+    counted = count_ahead(scores, tile=tile, top_k=top_k, equal=EQUAL[ties], shared=shared)
     owner = owner.cpu()
-    images, best, precision = _by_image(owner, counted.captions_ahead.cpu())
+    images, best, precision = _by_image(owner, counted.captions.cpu())
     return Ranks(
-        text_to_image=1.0 + counted.images_ahead.cpu(),
+        text_to_image=1.0 + counted.images.cpu(),
         image_to_text=1.0 + best,
         average_precision=precision,
         images=images,
@@ -119,7 +130,8 @@ def _by_image(owner: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check(
     image: Tensor, text: Tensor, caption_image: Tensor, top_k: int, tile: tuple[int, int]
-) -> None:
+) -> tuple[float, float]:
+    """Return the greatest length of an image's row and of a caption's."""
     for name, rows in (("image", image), ("text", text)):
         if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
             raise ValueError(
@@ -145,10 +157,13 @@ def _check(
         )
     if top_k < 0 or min(tile) < 1:
         raise ValueError(f"need top_k >= 0 and tile sides >= 1, got {top_k} and {tile}")
-    for name, rows in (("image", image), ("text", text)):
-        bad = sum(int((~chunk.isfinite()).any(dim=1).sum()) for chunk in rows.split(4096))
-        if bad:
+    norms = largest_norm(image), largest_norm(text)
+    for name, rows, norm in zip(("image", "text"), (image, text), norms):
+        if math.isfinite(norm):
+            continue
+        if bad := sum(int((~chunk.isfinite()).any(dim=1).sum()) for chunk in rows.split(4096)):
             raise ValueError(
                 f"{bad} of {len(rows)} rows of the {name} embeddings hold NaN or infinity; "
                 "such a model has no ranks"
             )
+    return norms

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from xlcm.evaluation import metrics
+from xlcm.evaluation.best import TopK
 from xlcm.evaluation.intervals import interval, resample
 from xlcm.evaluation.metrics import METRICS, Floats, QueryStatistics
 from xlcm.evaluation.ranks import EQUAL, Ranks, Ties, retrieval_ranks
 from xlcm.evaluation.report import DirectionResult, RetrievalReport
-from xlcm.evaluation.tiles import TopK
 
 RECALLS = METRICS[:3]
 TIES: dict[Ties, str] = {
@@ -40,6 +40,7 @@ def evaluate_embeddings(
     seed: int = 0,
     top_k: int = 0,
     protocol: Mapping[str, Any] | None = None,
+    shared: bool = False,
 ) -> RetrievalReport:
     """Rank in both directions in every language and sum up.
 
@@ -67,6 +68,8 @@ def evaluate_embeddings(
         top_k: keep the best answers to each query in `report.ranks`, by index into `image` or
             the language's captions.
         protocol: what else a reader must know; joins the report's.
+        shared: every process of the group calls this with the same embeddings; each ranks its
+            share of the score matrix, and all get the whole report.
 
     Raises:
         ValueError: for no language, or (naming the language) NaN, infinity or shapes that don't
@@ -78,11 +81,12 @@ def evaluate_embeddings(
         raise ValueError(f"gallery must be 'all' or 'captioned', got {gallery!r}")
     if ties not in EQUAL:
         raise ValueError(f"ties must be one of {', '.join(EQUAL)}, got {ties!r}")
+    options: dict[str, Any] = {"top_k": top_k, "ties": ties, "shared": shared}
     ranks: dict[str, Ranks] = {}
     asked: dict[str, QueryStatistics] = {}
     for lang, (rows, owner) in text.items():
         try:
-            ranks[lang] = _ranks(image, rows, owner, gallery == "captioned", top_k, ties)
+            ranks[lang] = _ranks(image, rows, owner, gallery == "captioned", options)
             asked[lang] = metrics.text_to_image(ranks[lang], official=official_queries)
         except ValueError as error:
             raise ValueError(f"captions in {lang!r}: {error}") from error
@@ -136,15 +140,15 @@ def evaluate_embeddings(
 
 
 def _ranks(
-    image: Tensor, text: Tensor, owner: Tensor, captioned: bool, top_k: int, ties: Ties
+    image: Tensor, text: Tensor, owner: Tensor, captioned: bool, options: dict[str, Any]
 ) -> Ranks:
     kept = torch.unique(owner.cpu())
     if not captioned or len(kept) == len(image) or not len(kept):
-        return retrieval_ranks(image, text, owner, top_k=top_k, ties=ties)
+        return retrieval_ranks(image, text, owner, **options)
     if int(kept[0]) < 0 or int(kept[-1]) >= len(image):
         return retrieval_ranks(image, text, owner)  # which says what is wrong
     inner = torch.searchsorted(kept, owner.cpu())
-    found = retrieval_ranks(image[kept.to(image.device)], text, inner, top_k=top_k, ties=ties)
+    found = retrieval_ranks(image[kept.to(image.device)], text, inner, **options)
     best = found.top_images
     return replace(  # numbers of the caller's images again
         found,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,83 +9,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PAIR_BYTES = 16 << 20  # working memory for pairs decided in float64
-DENSE_SHARE = 1 / 32  # more undecided pairs than this: the whole block again in float64
+from xlcm.evaluation import shares
+from xlcm.evaluation.best import Best, TopK
+from xlcm.evaluation.blocks import Hits, Tile
+from xlcm.evaluation.scores import Scores, Side
 
-
-@dataclass(frozen=True)
-class TopK:
-    """The best answers to each query, best first; the order of equal ones is unspecified.
-
-    Args:
-        index: `(queries, k)` int64 into the gallery.
-        score: `(queries, k)` float32.
-    """
-
-    index: Tensor
-    score: Tensor
+READ_SHARE = 1 / 8  # more of a tile to read for each right answer: all of it is compared
+DENSE_SHARE = 1 / 128  # more undecided pairs than this: the whole tile again in float64
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Wrong answers before the right one; equal ones count half, or as `count_ahead` was told.
+    """Wrong answers before each right pair; equal ones count half, or as `count_ahead` was told.
 
     Args:
-        images_ahead: `(M,)` float64, images before the image of each caption.
-        captions_ahead: `(M,)` float64, captions of other images before each caption, in the
-            order that its image gives.
+        images: `(P,)` float64, wrong images before the image, for the pair's caption.
+        captions: `(P,)` float64, wrong captions before the caption, for the pair's image.
     """
 
-    images_ahead: Tensor
-    captions_ahead: Tensor
+    images: Tensor
+    captions: Tensor
     top_images: TopK | None
     top_captions: TopK | None
-
-
-class Scores:
-    """Inner products of images and captions, a tile at a time, and of the right pairs exactly.
-
-    Attributes:
-        right: `(M,)` float64, the score of each caption with its image.
-        blur: half width of the band in which a float32 product decides nothing.
-        tie: two scores this close in float64 are equal; far above its rounding error and far
-            below any difference that float32 embeddings show.
-    """
-
-    def __init__(
-        self, image: Tensor, text: Tensor, owner: Tensor, *, tile: tuple[int, int]
-    ) -> None:
-        self.image, self.text, self.owner = image, text, owner
-        self.tile = (min(tile[0], len(image)), min(tile[1], len(text)))
-        scale = _largest_norm(image) * _largest_norm(text)
-        if scale > 1e37:
-            raise ValueError(
-                f"scores reach {scale:.1e}, beyond float32; divide the embeddings by their norms"
-            )
-        # Rounding errors of d products add up like a random walk: sqrt(d) units in the last
-        # place of |image| |text|; 4 more for the rounding of the borders themselves.
-        self.blur = (math.sqrt(image.shape[1]) + 4) * 2.0**-24 * scale
-        self.tie = 2.0**-40 * scale
-        captions = torch.arange(len(text), device=text.device)
-        self.right = self.exact(owner, captions)
-        # captions grouped by image: those of image i are order[start[i] : start[i] + count[i]]
-        self.order = torch.argsort(owner, stable=True)
-        self.count = torch.bincount(owner, minlength=len(image))
-        self.start = self.count.cumsum(0) - self.count
-
-    def exact(self, images: Tensor, captions: Tensor) -> Tensor:
-        """Return the float64 scores of pairs, `(pairs,)`."""
-        out = torch.empty(len(images), dtype=torch.float64, device=self.image.device)
-        step = max(1, PAIR_BYTES // (16 * self.image.shape[1]))
-        for at in range(0, len(images), step):
-            rows = self.image[images[at : at + step]].double()
-            rows *= self.text[captions[at : at + step]]
-            torch.sum(rows, dim=1, out=out[at : at + step])
-        return out
-
-
-def _largest_norm(rows: Tensor) -> float:
-    return max(float(chunk.double().norm(dim=1).max()) for chunk in rows.split(4096))
 
 
 @contextmanager
@@ -101,144 +45,185 @@ def _full_precision() -> Iterator[None]:
 
 
 @torch.no_grad()
-def count_ahead(scores: Scores, *, top_k: int = 0, equal: float = 0.5) -> Ahead:
+def count_ahead(
+    scores: Scores,
+    *,
+    tile: tuple[int, int],
+    top_k: int = 0,
+    equal: float = 0.5,
+    shared: bool = False,
+) -> Ahead:
     """Sweep all tiles once and count in both directions.
 
     Args:
         scores: what to rank.
+        tile: images x captions at one time.
         top_k: how many of the best answers to keep for each query.
         equal: what a wrong answer counts whose score equals the right one's.
+        shared: every process holds the same scores and sweeps its share of the tiles; all get
+            the whole.
     """
     image, text = scores.image, scores.text
-    height, width = scores.tile
+    height, width = min(tile[0], len(image)), min(tile[1], len(text))
     sweep = _Sweep(scores, equal)
-    kept_images = _Best(len(text), min(top_k, len(image)), image.device)
-    kept_captions = _Best(len(image), min(top_k, len(text)), image.device)
+    images = Best(len(text), min(top_k, len(image)), 0, image.device)
+    captions = Best(len(image), min(top_k, len(text)), 1, image.device)
     flat = torch.empty(height * width, device=image.device)
+    number = -1
     with _full_precision():
         for top in range(0, len(image), height):
             rows = image[top : top + height]
+            inside = _Inside(scores, top, len(rows))
             for left in range(0, len(text), width):
+                number += 1
+                if shared and not shares.mine(number):
+                    continue
                 columns = text[left : left + width]
-                tile = flat[: len(rows) * len(columns)].view(len(rows), len(columns))
-                torch.mm(rows, columns.T, out=tile)
-                if top_k:
-                    kept_captions.add(tile, top, left)
-                    kept_images.add(tile.T, left, top)
-                sweep.add(tile, top, left)
-    return Ahead(
-        sweep.images_ahead, sweep.captions_ahead, kept_images.result(), kept_captions.result()
-    )
+                product = flat[: len(rows) * len(columns)].view(len(rows), len(columns))
+                torch.mm(rows, columns.T, out=product)
+                part = inside.tile(product, left)
+                images.add(part)
+                captions.add(part)
+                sweep.add(part)
+    before = [sweep.ahead(dim) for dim in (0, 1)]
+    if shared:
+        before = [shares.summed(one) for one in before]
+    return Ahead(before[0], before[1], images.result(shared=shared), captions.result(shared=shared))
+
+
+class _Inside:
+    """The right pairs of some images, of which each tile gets those inside it."""
+
+    def __init__(self, scores: Scores, top: int, height: int) -> None:
+        side = scores.by_image
+        first, last = side.offset[top], side.offset[top + height]
+        self.top = top
+        self.rows = side.query[first:last] - top
+        self.columns = scores.pair_caption[side.pair[first:last]]
+
+    def tile(self, product: Tensor, left: int) -> Tile:
+        inside = (self.columns >= left) & (self.columns < left + product.shape[1])
+        rows, columns = self.rows[inside], self.columns[inside] - left
+        return Tile(product, self.top, left, rows=rows, columns=columns)
 
 
 class _Sweep:
     """Counts that grow tile by tile."""
 
     def __init__(self, scores: Scores, equal: float) -> None:
-        self.scores = scores
-        self.equal = equal
-        self.images_ahead = torch.zeros_like(scores.right)
-        self.captions_ahead = torch.zeros_like(scores.right)
-        self.mask = torch.empty(scores.tile[0] * scores.tile[1], device=scores.image.device)
-        self.ones = torch.ones(max(scores.tile), device=scores.image.device)
-        self.at = (slice(0), slice(0))  # images and captions of the current tile
+        self.scores, self.equal = scores, equal
+        self.counts = {
+            dim: torch.zeros_like(scores.pair_image, dtype=torch.float64) for dim in (0, 1)
+        }
+        self.mask = torch.empty(0, device=scores.image.device)
         self.exact: Tensor | None = None
 
-    def add(self, tile: Tensor, top: int, left: int) -> None:
-        """Count one tile `(r, c)` of float32 scores, which is overwritten."""
-        scores, (height, width) = self.scores, tile.shape
-        self.at, self.exact = (slice(top, top + height), slice(left, left + width)), None
-        self._drop_right_pairs(tile, top, left)
-        columns = torch.arange(left, left + width, device=tile.device)
-        rows = torch.arange(top, top + height, device=tile.device)
-        self.images_ahead[columns] += self._ahead(tile.T, columns, columns, rows, by_image=False)
-        count = scores.count[rows]
-        for slot in range(int(count.max())):  # the first caption of each image, the second, ...
-            has = (count > slot).nonzero().squeeze(1)
-            part = tile if len(has) == height else tile[has]
-            rivals = scores.order[scores.start[rows[has]] + slot]
-            self.captions_ahead[rivals] += self._ahead(
-                part, rows[has], rivals, columns, by_image=True
-            )
+    def ahead(self, dim: int) -> Tensor:
+        """Return the counts of the answers along a dimension in the order of the pairs."""
+        out = torch.empty_like(self.counts[dim])
+        out[self.scores.side(dim).pair] = self.counts[dim]
+        return out
 
-    def _ahead(
-        self, tile: Tensor, queries: Tensor, rivals: Tensor, gallery: Tensor, *, by_image: bool
+    def add(self, tile: Tile) -> None:
+        """Count one tile in both directions."""
+        self.exact = None
+        for dim in (0, 1):
+            side, at = self.scores.side(dim), tile.queries(dim)
+            pairs = slice(int(side.offset[at.start]), int(side.offset[at.stop]))
+            slots = (pairs.stop - pairs.start) / (at.stop - at.start)  # right answers a query
+            most = min(READ_SHARE * slots, 1.0) * tile.scores.numel()
+            hits = tile.reach(side.lowest[at], dim, most=most)
+            if hits is None or not self._sparse(tile, dim, side, pairs, hits):
+                self._dense(tile, dim, side, pairs)
+
+    def _sparse(self, tile: Tile, dim: int, side: Side, pairs: slice, hits: Hits) -> bool:
+        """Count the hits that pass each right answer; False if too many are undecided."""
+        start = tile.queries(dim).start
+        pair = side.offset[hits.query + start]
+        answer, value = hits.answer, hits.value
+        count = torch.zeros(pairs.stop - pairs.start, dtype=torch.int64, device=pair.device)
+        undecided: list[tuple[Tensor, Tensor]] = []
+        while len(pair):  # the lowest right answer of each query, the next one, ...
+            count += torch.bincount(pair - pairs.start, minlength=len(count))
+            near = (value <= side.high[pair]).nonzero().squeeze(1)
+            if len(near):
+                undecided.append((pair[near], answer[near]))
+            on = (value >= side.next_low[pair]).nonzero().squeeze(1)
+            pair, answer, value = pair[on] + 1, answer[on], value[on]
+        if sum(len(one) for one, _ in undecided) > DENSE_SHARE * tile.scores.numel():
+            return False
+        self.counts[dim][pairs] += count
+        for pair, answer in undecided:
+            self.counts[dim].index_add_(0, pair, self._won(tile, dim, side, pair, answer) - 1)
+        return True
+
+    def _won(self, tile: Tile, dim: int, side: Side, pair: Tensor, answer: Tensor) -> Tensor:
+        """Return for answers that float32 can't place what each counts, `(answers,)` float64."""
+        answer = answer + tile.first(dim)
+        images, captions = (side.query[pair], answer) if dim else (answer, side.query[pair])
+        gap = self.scores.exact(images, captions) - self._right(side, pair)
+        tie = self.scores.tie
+        return (gap > tie).double() + self.equal * (gap.abs() <= tie).double()
+
+    def _right(self, side: Side, pair: Tensor) -> Tensor:
+        """Return the float64 scores of right pairs, `(pairs,)`."""
+        pair = side.pair[pair]
+        return self.scores.exact(self.scores.pair_image[pair], self.scores.pair_caption[pair])
+
+    def _dense(self, tile: Tile, dim: int, side: Side, pairs: slice) -> None:
+        """Compare every score of the tile with each right answer of its query."""
+        at = tile.queries(dim)
+        scores = tile.scores if dim else tile.scores.T
+        number = side.offset[at]
+        last = side.offset[at.start + 1 : at.stop + 1]
+        rows = (number < last).nonzero().squeeze(1)
+        while len(rows):
+            pair = number[rows]
+            part = scores if len(rows) == len(scores) else scores[rows]
+            self.counts[dim][pair] += self._compared(tile, dim, side, part, rows, pair)
+            number = number + 1
+            rows = rows[number[rows] < last[rows]]
+
+    def _compared(
+        self, tile: Tile, dim: int, side: Side, part: Tensor, rows: Tensor, pair: Tensor
     ) -> Tensor:
-        """Return how many of the gallery come before the right pair of each query, `(q,)`.
-
-        Args:
-            tile: `(q, g)` float32 scores.
-            queries: `(q,)` the images or captions that the rows stand for.
-            rivals: `(q,)` the caption whose right pair is to be beaten.
-            gallery: `(g,)` the captions or images that the columns stand for.
-            by_image: the queries are images.
-        """
-        right, blur = self.scores.right[rivals, None], self.scores.blur
-        high, low = (right + blur).float(), (right - blur).float()
-        ahead = self._total(tile, high, torch.gt)
-        near = self._total(tile, low, torch.ge) - ahead
+        """Return how many scores of each row of `part` come before its pair, `(rows,)`."""
+        high, low = side.high[pair, None], side.low[pair, None]
+        ahead = self._total(part, high, torch.gt)
+        near = self._total(part, low, torch.ge) - ahead
         undecided = int(near.sum())
-        if undecided > DENSE_SHARE * tile.numel():  # a collapsed model, or many duplicates
-            tie, exact = self.scores.tie, self._exact_of(queries, gallery, by_image)
+        if undecided > DENSE_SHARE * part.numel():  # a collapsed model, or many duplicates
+            exact, right = self._exact(tile, dim), self._right(side, pair).unsqueeze(1)
+            tie = self.scores.tie
+            exact = exact if len(rows) == len(exact) else exact[rows]
             most = self._total(exact, right - tie, torch.ge)
             greater = self._total(exact, right + tie, torch.gt)
             return greater + self.equal * (most - greater)
         if undecided:
             hit = near.nonzero().squeeze(1)
-            strip = tile[hit]
-            row, column = ((strip >= low[hit]) & (strip <= high[hit])).nonzero().unbind(1)
+            strip = part[hit]
+            row, answer = ((strip >= low[hit]) & (strip <= high[hit])).nonzero().unbind(1)
             row = hit[row]
-            pair = (queries[row], gallery[column])
-            gap = self.scores.exact(*(pair if by_image else pair[::-1])) - right[row, 0]
-            won = (gap > self.scores.tie).double()
-            won += self.equal * (gap.abs() <= self.scores.tie).double()
-            ahead.index_add_(0, row, won)
+            ahead.index_add_(0, row, self._won(tile, dim, side, pair[row], answer))
         return ahead
 
-    def _exact_of(self, queries: Tensor, gallery: Tensor, by_image: bool) -> Tensor:
-        """Return the rows of the current tile in float64, which is made when first needed."""
+    def _exact(self, tile: Tile, dim: int) -> Tensor:
+        """Return the tile in float64, which is made when first needed, answers along the rows."""
         if self.exact is None:
-            rows = self.scores.image[self.at[0]].double()
-            columns = self.scores.text[self.at[1]].split(1024)
+            images, captions = tile.queries(1), tile.queries(0)
+            rows = self.scores.image[images].double()
+            columns = self.scores.text[captions].split(1024)
             self.exact = torch.cat([rows @ part.double().T for part in columns], dim=1)
-            self._drop_right_pairs(self.exact, self.at[0].start, self.at[1].start)
-        if not by_image:
-            return self.exact.T
-        whole = len(queries) == len(self.exact)
-        return self.exact if whole else self.exact[queries - self.at[0].start]
+            right = tile.right[1]
+            self.exact[right.query, right.answer] = -torch.inf
+        return self.exact if dim else self.exact.T
 
-    def _drop_right_pairs(self, tile: Tensor, top: int, left: int) -> None:
-        """Take right pairs out of the race: a right caption is never ahead of another one."""
-        owner = self.scores.owner[left : left + tile.shape[1]]
-        inside = ((owner >= top) & (owner < top + tile.shape[0])).nonzero().squeeze(1)
-        tile[owner[inside] - top, inside] = -torch.inf
-
-    def _total(self, tile: Tensor, border: Tensor, compare: Callable[..., Tensor]) -> Tensor:
+    def _total(self, scores: Tensor, border: Tensor, compare: Callable[..., Tensor]) -> Tensor:
         # A float mask summed by a matrix-vector product: 5 to 10 times faster than a bool sum,
         # and exact, as a tile's side is far below 2^24.
-        mask = self.mask[: tile.numel()]
-        mask = mask.view(tile.shape) if tile.is_contiguous() else mask.view(tile.T.shape).T
-        compare(tile, border, out=mask)
-        return (mask @ self.ones[: tile.shape[1]]).double()
-
-
-class _Best:
-    """The k best of each query so far."""
-
-    def __init__(self, queries: int, k: int, device: torch.device) -> None:
-        self.k = k
-        self.score = torch.full((queries, k), -torch.inf, device=device)
-        self.index = torch.zeros((queries, k), dtype=torch.int64, device=device)
-
-    def add(self, tile: Tensor, query: int, offset: int) -> None:
-        """Merge scores `(queries, gallery)` of a tile that starts at these two positions."""
-        at = slice(query, query + tile.shape[0])
-        score, index = tile.topk(min(self.k, tile.shape[1]), dim=1)
-        score = torch.cat([self.score[at], score], dim=1)
-        index = torch.cat([self.index[at], index + offset], dim=1)
-        self.score[at], chosen = score.topk(self.k, dim=1)
-        self.index[at] = index.gather(1, chosen)
-
-    def result(self) -> TopK | None:
-        """Return what was kept, on the CPU; None if nothing was to be kept."""
-        return TopK(self.index.cpu(), self.score.cpu()) if self.k else None
+        if len(self.mask) < scores.numel():
+            self.mask = torch.empty(scores.numel(), device=scores.device)
+        mask = self.mask[: scores.numel()]
+        mask = mask.view(scores.shape) if scores.is_contiguous() else mask.view(scores.T.shape).T
+        compare(scores, border, out=mask)
+        return torch.mv(mask, self.mask.new_ones(scores.shape[1])).double()
