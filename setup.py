@@ -5,20 +5,23 @@ from setuptools import find_packages, setup
 VIDEO = ["av>=12"]
 FEATURES = ["h5py>=3.8", "lmdb>=1.4"]
 TRANSLATE = ["sacrebleu>=2.4", "py3langid>=0.2"]
-STREAM = ["datasets>=2.19"]
+STREAM = ["datasets>=3.2"]
 SEARCH = ["faiss-cpu>=1.8", "gradio>=4.40"]
 PEFT = ["peft>=0.13"]
 EVAL = ["mteb>=1.30"]
+ONNX = ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"]
+OPENVINO = ["onnx>=1.17", "onnxscript>=0.2", "openvino>=2024.5"]
 BENCH = [
     "open_clip_torch>=2.24", "sentence-transformers>=3", "pytorch-metric-learning>=2.5",
     "POT>=0.9.5", "torchmetrics>=1.4", "faiss-cpu>=1.8", *EVAL,
+    *ONNX, *OPENVINO,
 ]  # fmt: skip
-ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 TRACK = ["tensorboard>=2.16", "wandb>=0.18"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TEST = [
     "pytest>=8.0,<10", "pytest-cov>=5.0", "hypothesis>=6.100",
-    *VIDEO, *FEATURES, *TRANSLATE, *STREAM, "webdataset>=0.2.86",  # or their tests would be skipped
+    *VIDEO, *FEATURES, *TRANSLATE, *STREAM, *ONNX,  # or their tests would be skipped
+    "webdataset>=0.2.86",
 ]  # fmt: skip
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "pre-commit>=3.8"]
 
@@ -61,6 +64,7 @@ setup(
         "eval": EVAL,
         "bench": BENCH,
         "onnx": ONNX,
+        "openvino": OPENVINO,
         "track": TRACK,
         "docs": DOCS,
         "test": TEST,

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": ("xlcm.data.commands", "check, count, import manifests; train a tokenizer"),
     "translate": ("xlcm.translation.commands", "captions in further languages, by machine"),
     "evaluate": ("xlcm.evaluation.commands", "recall by language of a saved model"),
+    "export": ("xlcm.models.export_commands", "a saved model's towers for a faster engine"),
     "schema": ("xlcm.schema", "JSON schema of the configs, for editors"),
 }
 """Name -> (module, help). The module is imported only when its command is asked for."""

@@ -117,6 +117,15 @@ def test_the_text_tower_of_a_saved_model_encodes_captions(tiny_data, tmp_path):
     assert store.encoder["weights"].startswith("sha256:")
 
 
+def test_half_precision_is_told_and_never_mixed_into_another_store(tiny_data, tmp_path):
+    assert encode(config(tiny_data, tmp_path, splits=["val"], precision="bf16")) == 0
+    store = FeatureStore(tmp_path / "store")
+    assert store.encoder["precision"] == "bf16"
+    close(store, own(tiny_data, splits=["val"]))
+    with pytest.raises(DataError, match="encoder"):
+        encode(config(tiny_data, tmp_path, splits=["val"]))
+
+
 def test_an_id_with_two_texts_is_told(tiny_data, tmp_path):
     lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)
     other = [line.replace('"text": "ein', '"text": "zwei') for line in lines if '"val0"' in line]

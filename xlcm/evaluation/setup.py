@@ -12,6 +12,7 @@ from xlcm.evaluation.evaluate import SHEET_COLUMNS, SplitResult, evaluate
 from xlcm.evaluation.plots import save_plots
 from xlcm.evaluation.settings import EvaluateConfig
 from xlcm.models.dual_encoder import DualEncoder
+from xlcm.models.exported import ExportedModel, open_saved
 from xlcm.registry import datasets
 
 
@@ -26,6 +27,8 @@ def judge(config: EvaluateConfig, device: str | torch.device) -> SplitResult:
     model = open_model(config.model, device)
     dataset: Dataset = build(datasets, config.data)
     refuse_misfit(model, dataset)
+    if isinstance(model, ExportedModel):
+        model.refuse(precision=config.evaluation.precision)
     return evaluate(
         model,
         dataset,
@@ -36,24 +39,23 @@ def judge(config: EvaluateConfig, device: str | torch.device) -> SplitResult:
     )
 
 
-def open_model(source: str, device: str | torch.device) -> DualEncoder:
-    """Open a saved model.
+def open_model(source: str, device: str | torch.device) -> DualEncoder | ExportedModel:
+    """Open a saved model, or an export of one.
 
     Args:
         source: folder, or id on the hub.
-        device: where it goes.
+        device: where it goes; an export always computes on the CPU.
 
     Raises:
         FileNotFoundError: saying which file was expected where.
-        ConfigError: if its files don't fit together, or a newer version wrote them.
+        ConfigError: if its files don't fit together, or a newer version wrote them, or the engine
+            of an export isn't installed.
     """
-    try:
-        return DualEncoder.from_pretrained(source, device=device)
-    except ValueError as error:
-        raise ConfigError(f"model {source}: {error}") from error
+    model = open_saved(source)
+    return model if isinstance(model, ExportedModel) else model.to(device)
 
 
-def refuse_misfit(model: DualEncoder, dataset: Dataset) -> None:
+def refuse_misfit(model: DualEncoder | ExportedModel, dataset: Dataset) -> None:
     """Stop before anything is encoded if the data lack what the model reads.
 
     Raises:

@@ -32,6 +32,7 @@ from xlcm.types import Visual
 
 if TYPE_CHECKING:
     from xlcm.models.dual_encoder import DualEncoder
+    from xlcm.models.exported import ExportedModel
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ READERS = max(1, min(8, (os.cpu_count() or 1) // 2))  # threads that read pictur
 
 
 def encode_images(
-    model: DualEncoder,
+    model: DualEncoder | ExportedModel,
     images: Picture | Iterable[Picture],
     batch_size: int,
     precision: Precision,
@@ -102,7 +103,7 @@ def _load(picture: Picture, number: int, transform: Callable[[Any], Tensor]) -> 
 
 
 def encode_features(
-    model: DualEncoder,
+    model: DualEncoder | ExportedModel,
     features: Tensor,
     mask: Tensor | None,
     batch_size: int,
@@ -122,7 +123,7 @@ def encode_features(
 
 
 def encode_texts(
-    model: DualEncoder,
+    model: DualEncoder | ExportedModel,
     texts: str | Sequence[str],
     lang: str | Sequence[str] | None,
     batch_size: int | None,

@@ -29,6 +29,7 @@ from xlcm.distributed import gather
 from xlcm.encoders.base import ImageEncoder, Tower
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import bar
+from xlcm.models.exported import ExportedImage, ExportedModel, ExportedText, open_saved
 from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.registry import datasets, image_encoders
 from xlcm.types import Item, Visual
@@ -45,11 +46,7 @@ def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
         encoder: ImageEncoder = build(image_encoders, config.image)
         encoder.load_weights()
         return encoder, {"image": encoder.spec(), "weights": config.image.get("weights")}
-    assert config.model is not None
-    try:
-        encoder = DualEncoder.from_pretrained(config.model).image
-    except ValueError as error:
-        raise ConfigError(f"model {config.model}: {error}") from error
+    encoder = open_model(config).image
     if encoder.reads_features:
         raise ConfigError(
             f"model {config.model}: its image tower reads features of width "
@@ -60,8 +57,23 @@ def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
     return encoder, {"image": encoder.spec(), "weights": weights_digest(encoder)}
 
 
+def open_model(config: EncodeConfig) -> DualEncoder | ExportedModel:
+    """Return the saved model that the config names.
+
+    Raises:
+        ConfigError: if it can't be opened, or is an export and can't do what is asked.
+    """
+    assert config.model is not None
+    model = open_saved(config.model)
+    if isinstance(model, ExportedModel):
+        model.refuse(precision=config.precision, compile=config.compile, kind=config.kind)
+    return model
+
+
 def weights_digest(encoder: Tower) -> str:
     """Return `sha256:...` of a tower's weights."""
+    if isinstance(encoder, ExportedImage | ExportedText):
+        return encoder.weights_digest
     digest = hashlib.sha256()
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())

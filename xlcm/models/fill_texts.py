@@ -18,10 +18,9 @@ from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
 from xlcm.encoders.base import TextEncoder
-from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import bar
 from xlcm.models.fill_faults import skip, stop_beyond
-from xlcm.models.fill_store import weights_digest
+from xlcm.models.fill_store import open_model, weights_digest
 from xlcm.registry import text_encoders
 from xlcm.types import Caption
 
@@ -39,11 +38,7 @@ def open_text_tower(config: EncodeConfig) -> tuple[TextEncoder, dict[str, Any]]:
         encoder: TextEncoder = build(text_encoders, config.text)
         encoder.load_weights()
         return encoder, {"text": encoder.spec(), "weights": weights_digest(encoder)}
-    assert config.model is not None
-    try:
-        encoder = DualEncoder.from_pretrained(config.model).text
-    except ValueError as error:
-        raise ConfigError(f"model {config.model}: {error}") from error
+    encoder = open_model(config).text
     return encoder, {"text": encoder.spec(), "weights": weights_digest(encoder)}
 
 

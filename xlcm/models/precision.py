@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from xlcm.config import ConfigError
+
 log = logging.getLogger(__name__)
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
@@ -59,9 +61,9 @@ def refuse_overflow(vectors: Tensor, precision: Precision) -> None:
     """Stop if float16, whose largest number is 65,504, was too small for a tower.
 
     Raises:
-        ValueError: saying what to take in its place.
+        ConfigError: saying what to take in its place.
     """
     if precision == "fp16" and not bool(vectors.isfinite().all()):
-        raise ValueError(
+        raise ConfigError(
             "vectors are not finite: a tower overflows in fp16; encode with precision bf16 or fp32"
         )
