@@ -98,6 +98,19 @@ def test_a_steep_scale_costs_no_precision_in_float32(kind, scale):
         assert many < max(2 * one, 1e-6)
 
 
+@pytest.mark.parametrize("scale", [70.0, 100.0])
+def test_collapsed_embeddings_at_a_steep_scale_keep_their_gradients(scale):
+    image, text, group = half_alike(dtype=torch.float32)  # weights over sums are smallest here
+    image, text = (F.normalize(image[:1] + 0.03 * side, dim=1) for side in (image, text))
+    exact = step(InfoNCELoss(tiled="never"), image.double(), text.double(), group, scale)
+    plain = gaps(step(InfoNCELoss(tiled="never"), image, text, group, scale), exact)
+    with mock.patch.object(tiled, "_first_sweep", side_effect=tiled._first_sweep) as sweep:
+        found = gaps(step(InfoNCELoss(tiled="always"), image, text, group, scale), exact)
+    assert sweep.call_count == 1
+    for many, one in zip(found[:3], plain):
+        assert many < max(3 * one, 1e-6)
+
+
 def test_rows_whose_exponentials_would_vanish_take_the_safe_way():
     image, _, group = half_alike(dtype=torch.float32)
     text = -image[:1].expand(ROWS, -1)  # row 0: all cosines -1, at scale 100

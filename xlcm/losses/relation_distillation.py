@@ -39,7 +39,7 @@ class RelationDistillationLoss(nn.Module):
 
     Large batches are computed in tiles (`xlcm/losses/tiled_divergence.py`), without any score
     matrix; that form can't be differentiated twice. A `teacher_mix`, a bonus, and cosines over a
-    temperature that exceed 70 are computed plainly at any size.
+    temperature that exceed 50 are computed plainly at any size.
 
     Args:
         temperature: T, of the student, and of the teacher where it has none of its own.

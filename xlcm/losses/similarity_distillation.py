@@ -66,7 +66,7 @@ class SimilarityDistillationLoss(nn.Module):
 
     Large batches are computed in tiles (`xlcm/losses/tiled_divergence.py`), without any score
     matrix; that form can't be differentiated twice. `smooth_l1`, `pool` `max` or `min` of several
-    teachers, and cosines over a temperature that exceed 70 are computed plainly at any size.
+    teachers, and cosines over a temperature that exceed 50 are computed plainly at any size.
 
     Args:
         temperature: T, of teachers and student alike; no factor $T^2$ makes up for it.

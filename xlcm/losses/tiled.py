@@ -19,17 +19,18 @@ from xlcm.losses.score_tiles import Cut, Gradients, Right, Scores, refuse_second
 
 KEPT = 2**24
 """Numbers of tiles kept for the second sweep at most: 64 MB in float32."""
-STEEPEST = 70.0
-"""Exponents up to here, and sums of exponentials from `exp(-60)` on, are safe in float32."""
+STEEPEST, FAINTEST = 50.0, -60.0
+"""Exponents up to the one, and sums of exponentials from `exp` of the other on, are safe: neither
+they nor the weights over them come near the bounds of float32."""
 
 
 class _LogSumExp:
     """Of all rows, and of all columns if there is more than one direction, in one sweep.
 
     Exponentials are summed up as they are, of scores less one `shift` for all of them, in float64
-    from tile to tile. That is exact as long as no row's sum leaves the range of float32, which the
-    scale of unit vectors seldom allows. Where it does (`fits` says so), the sweep is made again
-    with the log-sum-exp of each tile, at twice the cost.
+    from tile to tile. That is exact as long as no row's sum gets lost in float32, for which all its
+    scores would have to lie far below the largest possible one. Where that is so (`finish` tells),
+    the sweep is made again with the log-sum-exp of each tile; in all it then takes 5 U.
     """
 
     def __init__(self, scores: Scores, both: bool, shift: float | None) -> None:
@@ -60,7 +61,7 @@ class _LogSumExp:
         sides = [side for side in (self.rows, self.columns) if side is not None and len(side)]
         if self.shift is None or not sides:
             return True
-        fits = bool(torch.cat(sides).amin() >= math.exp(10 - STEEPEST))
+        fits = bool(torch.cat(sides).amin() >= math.exp(FAINTEST))
         for side in sides:
             side.log_().add_(self.shift)
         return fits

@@ -24,7 +24,7 @@ Pair = tuple[Tensor, Tensor]
 def fits(student: Pair, teacher: Pair, *, scales: tuple[float, float]) -> bool:
     """Return whether no score is so large that its exponential might leave float32.
 
-    Unit vectors fit up to scales of 70.
+    Unit vectors fit up to scales of 50.
     """
     bounds = (Scores(*pair, scale).bound() for pair, scale in zip((student, teacher), scales))
     return all(bound <= STEEPEST for bound in bounds)
