@@ -1,35 +1,39 @@
-"""Speed of reading features by key, beside a plain memory-mapped numpy read of the same rows.
+"""How fast are features read by key, beside a plain memory-mapped numpy read of the same rows?
 
-    OMP_NUM_THREADS=1 python benchmarks/features.py --write docs/benchmarks/features.json
-    OMP_NUM_THREADS=1 python benchmarks/features.py --small
-
-30,000 vectors of 2,048 numbers in float32, random batches of 128, pages of the files in memory.
-Times are CPU seconds of this process; in each round every way reads once, so that a busy machine
-slows all alike, and the median over rounds is told. Ways that give other numbers than the plain
-read fail.
+30,000 vectors of 2,048 numbers, random batches of 128, pages of the files in memory. Each way has
+batches of its own, or the later ones would find rows in the processor's cache. NRCCR's way is that
+of its `basic/bigfile.py` (https://github.com/HuiGuanLab/nrccr): seek, `array`, list,
+`torch.Tensor`, one vector after the other.
 """
 
 from __future__ import annotations
 
-import argparse
 import array
-import json
-import os
-import platform
-import statistics
+import itertools
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Found, compare, number
 from xlcm.data.feature_formats import open_features
 from xlcm.data.features import FeatureStore, FeatureWriter
 
 Reader = Callable[[list[str]], Tensor]
+PEERS: tuple[str, ...] = ("numpy",)
+PLAIN, HALF, NRCCR = "plain memory map", "plain memory map, float16", "BigFile, as NRCCR reads it"
+STORE, STORE_HALF, BIGFILE = "store", "store, float16", "BigFile in place"
+SHARDS = "store of 15 shards"
+TARGETS = {
+    "store beside a plain memory map": "at least 90 %",
+    "store in 15 shards beside a plain memory map": "at least 90 %",
+    "float16 store beside a plain memory map of float16": "at least 90 %",
+    "BigFile in place beside NRCCR's reader": "at least 50 x",
+}
 BATCH = 128
 
 
@@ -42,9 +46,9 @@ def bigfile(folder: Path, values: np.ndarray, names: list[str]) -> Path:
     return folder
 
 
-def store(folder: Path, values: np.ndarray, names: list[str], dtype: str) -> FeatureStore:
-    """Write our format, in shards of the default size."""
-    with FeatureWriter(folder, kind="pooled", dim=values.shape[1], dtype=dtype) as writer:  # type: ignore[arg-type]
+def store(folder: Path, values: np.ndarray, names: list[str], **options: Any) -> FeatureStore:
+    """Write our format, in shards of the default size where `options` say no other."""
+    with FeatureWriter(folder, kind="pooled", dim=values.shape[1], **options) as writer:
         for name, value in zip(names, torch.from_numpy(values)):
             writer.add(name, value)
     return FeatureStore(folder)
@@ -53,15 +57,11 @@ def store(folder: Path, values: np.ndarray, names: list[str], dtype: str) -> Fea
 def plain_read(file: Path, rows: dict[str, int], shape: tuple[int, int], dtype: str) -> Reader:
     """Return what anyone would write: a memory map, indexed by row numbers."""
     mapped = np.memmap(file, dtype=dtype, mode="r", shape=shape)
-
-    def read(keys: list[str]) -> Tensor:
-        return torch.from_numpy(mapped[[rows[key] for key in keys]]).float()
-
-    return read
+    return lambda keys: torch.from_numpy(mapped[[rows[key] for key in keys]]).float()
 
 
 def nrccr_read(file: Path, rows: dict[str, int], dim: int) -> Reader:
-    """Return the way of NRCCR's bigfile.py: seek, read, list, tensor, one row after the other."""
+    """Return the way of NRCCR's bigfile.py, one row after the other."""
     opened = open(file, "rb")  # noqa: SIM115
 
     def read(keys: list[str]) -> Tensor:
@@ -81,69 +81,92 @@ def one_by_one(found: FeatureStore) -> Reader:
     return lambda keys: torch.stack([found[key] for key in keys])
 
 
-def measure(ways: dict[str, Reader], names: list[str], rounds: int) -> dict[str, float]:
-    """Return vectors a CPU second, median over rounds."""
-    random = np.random.default_rng(1)
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for read in ways.values():  # every page is mapped before the clock runs
-        for start in range(0, len(names), BATCH):
-            read(names[start : start + BATCH])
-    for _ in range(rounds):
-        batches = [[names[i] for i in random.integers(0, len(names), BATCH)] for _ in range(20)]
-        for way, read in ways.items():
-            start = time.process_time()
-            for keys in batches:
-                read(keys)
-            times[way].append((time.process_time() - start) / (20 * BATCH))
-    return {way: 1 / statistics.median(found) for way, found in times.items()}
+def readers(at: Path, values: np.ndarray, names: list[str]) -> dict[str, Reader]:
+    """Write the values in every format; return what reads them."""
+    rows = {name: i for i, name in enumerate(names)}
+    shape = values.shape[0], values.shape[1]
+    big = bigfile(at / "bigfile", values, names)
+    np.save(at / "x.npy", values)
+    (at / "x.ids.txt").write_text("\n".join(names) + "\n")
+    values.astype(np.float16).tofile(at / "half.bin")
+    ours = store(at / "float32", values, names, dtype="float32")
+    many = store(at / "many", values, names, dtype="float32", shard_items=-(-len(names) // 15))
+    half = store(at / "float16", values, names, dtype="float16")
+    return {
+        PLAIN: plain_read(big / "feature.bin", rows, shape, "<f4"),
+        STORE: ours.rows,
+        SHARDS: many.rows,
+        "store, one by one": one_by_one(ours),
+        BIGFILE: open_features(big).rows,
+        "npy in place": open_features(at / "x.npy").rows,
+        HALF: plain_read(at / "half.bin", rows, shape, "<f2"),
+        STORE_HALF: half.rows,
+        NRCCR: nrccr_read(big / "feature.bin", rows, shape[1]),
+    }
 
 
-def main() -> None:
-    """Measure, print, and write if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--small", action="store_true", help="fewer vectors, to see that it runs")
-    parser.add_argument("--write", metavar="FILE", help="write the figures here as JSON")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    count, dim, rounds = (600, 64, 3) if args.small else (30_000, 2048, 21)
+def batches(names: list[str], seed: int, count: int) -> Iterator[list[list[str]]]:
+    """Yield lists of random batches without end."""
+    draw = np.random.default_rng(seed)
+    while True:
+        yield [[names[i] for i in draw.integers(0, len(names), BATCH)] for _ in range(count)]
+
+
+def measure(*, small: bool) -> dict[str, Any]:
+    """Return the figures of all ways for `batches` batches each."""
+    count, dim, rounds, together = (600, 64, 2, 2) if small else (30_000, 2048, 31, 20)
     values = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)
     names = [f"{i:08d}.jpg" for i in range(count)]
-    rows = {name: i for i, name in enumerate(names)}
     with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder)
-        big = bigfile(at / "bigfile", values, names)
-        np.save(at / "x.npy", values)
-        (at / "x.ids.txt").write_text("\n".join(names) + "\n")
-        values.astype(np.float16).tofile(at / "half.bin")
-        ours, half = (store(at / name, values, names, name) for name in ("float32", "float16"))
-        shape = values.shape[0], values.shape[1]
-        ways: dict[str, Reader] = {
-            "plain memory map, float32": plain_read(big / "feature.bin", rows, shape, "<f4"),
-            "plain memory map, float16": plain_read(at / "half.bin", rows, shape, "<f2"),
-            "store, float32, rows": ours.rows,
-            "store, float16, rows": half.rows,
-            "store, float32, one by one": one_by_one(ours),
-            "BigFile in place, rows": open_features(big).rows,
-            "npy in place, rows": open_features(at / "x.npy").rows,
-            "BigFile, as NRCCR reads it": nrccr_read(big / "feature.bin", rows, dim),
-        }
+        ways = readers(Path(folder), values, names)
         for way, read in ways.items():
-            expected = torch.from_numpy(values[:BATCH])
             close = 1e-3 if "16" in way else 0.0
-            torch.testing.assert_close(read(names[:BATCH]), expected, rtol=close, atol=close)
-        found = measure(ways, names, rounds)
-    for way, speed in found.items():
-        base = found["plain memory map, float16" if "16" in way else "plain memory map, float32"]
-        print(f"{way:30} {speed:12,.0f} vectors/s {speed / base:6.2f} of the plain read")
-    if args.write:
-        told = {
-            "vectors_per_cpu_second": {way: round(speed) for way, speed in found.items()},
-            "count": count, "dim": dim, "batch": BATCH, "rounds": rounds,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores", "numpy": np.__version__,
-            "torch": torch.__version__,
-        }  # fmt: skip
-        Path(args.write).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            for start in range(0, count, BATCH):  # maps every page before the clock runs
+                expected = torch.from_numpy(values[start : start + BATCH])
+                found = read(names[start : start + BATCH])
+                torch.testing.assert_close(found, expected, rtol=close, atol=close)
+        # drawn before the clock runs, for as many rounds as there are and one that isn't counted
+        draws = {way: [*itertools.islice(batches(names, seed, together), rounds + 1)]
+                 for seed, way in enumerate(ways)}  # fmt: skip
+
+        def all_of(way: str) -> Callable[[], None]:
+            drawn = iter(draws[way])
+
+            def run() -> None:
+                for keys in next(drawn):
+                    ways[way](keys)
+
+            return run
+
+        measured = compare({way: all_of(way) for way in ways}, rounds=rounds, memory=False)
+    return {"vectors": count, "dim": dim, "batch": BATCH, "batches": together, "ways": measured}
 
 
-if __name__ == "__main__":
-    main()
+def _speed(found: dict[str, Any], way: str) -> float:
+    vectors: float = found["batches"] * found["batch"] * 1000 / found["ways"][way]["cpu_ms"]
+    return vectors
+
+
+def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Return what was measured for each target, and whether that reaches it."""
+    pairs = [(STORE, PLAIN), (SHARDS, PLAIN), (STORE_HALF, HALF), (BIGFILE, NRCCR)]
+    shares = [_speed(found, ours) / _speed(found, base) for ours, base in pairs]
+    told = {name: (f"{share:.0%}".replace("%", " %"), share >= 0.9)
+            for name, share in zip(TARGETS, shares[:3])}  # fmt: skip
+    return {**told, list(TARGETS)[3]: (f"{shares[3]:.0f} x", shares[3] >= 50)}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return vectors a second by way."""
+    ways: Found = found["ways"]
+    lines = [
+        f"{found['vectors']:,} vectors of {found['dim']:,} numbers, random batches of "
+        f"{found['batch']}.",
+        "",
+        "| read | vectors in a CPU second | of the plain memory map of that type |",
+        "|---|--:|--:|",
+    ]
+    for way in ways:
+        share = _speed(found, way) / _speed(found, HALF if "16" in way else PLAIN)
+        lines.append(f"| {way} | {number(_speed(found, way))} | {100 * share:.0f} % |")
+    return "\n".join(lines)

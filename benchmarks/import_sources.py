@@ -1,18 +1,15 @@
-"""Seconds to import Multi30K with four languages, beside the bare work, and to read the manifest.
-
-    OMP_NUM_THREADS=1 python benchmarks/import_sources.py ../shared/data/captions/multi30k
-    OMP_NUM_THREADS=1 python benchmarks/import_sources.py FOLDER --write docs/benchmarks/import.json
+"""How long does it take to import Multi30K with four languages, and what do the checks cost?
 
 `xlcm` is the whole command in a fresh process, from start to exit: every check, the digests, the
 report. `bare` is a loop without a single check: read lines, join by number, `json.dumps`, write.
-Medians of rounds in which each runs once, so that a busy machine slows all alike.
+The files are those of https://github.com/multi30k/dataset in `../shared/data/captions/multi30k`.
 """
 
-import argparse
+from __future__ import annotations
+
 import gzip
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,100 +17,108 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from benchmarks.measure import number
 from xlcm.data.manifest import read_manifest
 from xlcm.data.sources.multi30k import IMAGES, TASK1
 
+PEERS: tuple[str, ...] = ()
+TARGETS = {"importing Multi30K with four languages": "under 10 s"}
 LANGS = ("en", "de", "fr", "cs")
+ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "captions" / "multi30k"
+COMMAND = [sys.executable, "-c", "from xlcm.cli import main; raise SystemExit(main())",
+           "data", "import", "multi30k", "--langs", *LANGS]  # fmt: skip
 
 
-def imported(root: Path, out: Path) -> int:
-    """Run the command; return 1, the number of manifests."""
-    command = [sys.executable, "-c", "from xlcm.cli import main; raise SystemExit(main())",
-               "data", "import", "multi30k", "--root", str(root), "--out", str(out),
-               "--langs", *LANGS]  # fmt: skip
+def imported(out: Path) -> None:
+    """Run the command."""
+    command = [*COMMAND, "--root", str(ROOT), "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return 1
 
 
-def bare(root: Path, out: Path) -> int:
-    """Join and write without checks; return the number of items."""
-    count = 0
+def bare(out: Path) -> None:
+    """Join and write without checks."""
     with open(out, "w", encoding="utf-8") as file:
         for split in IMAGES:
-            texts = {lang: lines(root / f"task1/raw/{split}.{lang}")
+            texts = {lang: lines(ROOT / f"task1/raw/{split}.{lang}")
                      for lang in LANGS if split in TASK1[lang]}  # fmt: skip
-            names = lines(root / f"task1/image_splits/{split}.txt")
+            names = lines(ROOT / f"task1/image_splits/{split}.txt")
             for name, *captions in zip(names, *texts.values()):
                 key = name.partition(".")[0]
                 row = {"id": key, "split": split, "captions": [
                     {"id": f"{key}#{lang}", "lang": lang, "text": text, "origin": "human"}
                     for lang, text in zip(texts, captions)]}  # fmt: skip
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-    return count
 
 
 def lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file or of its gzipped twin."""
-    opener = open if path.is_file() else gzip.open
-    with opener(
-        path if path.is_file() else f"{path}.gz", "rt", encoding="utf-8", newline="\n"
-    ) as f:
-        for line in f:
+    plain = path.is_file()
+    with (
+        open(path, encoding="utf-8", newline="\n")
+        if plain
+        else gzip.open(f"{path}.gz", "rt", encoding="utf-8", newline="\n") as file
+    ):
+        for line in file:
             yield line.rstrip("\n")
 
 
-def read(path: Path) -> int:
-    """Read the manifest; return the number of items."""
-    return sum(1 for _ in read_manifest(path))
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return CPU seconds, those of child processes included, and seconds on the clock."""
+    cpu, wall = sum(os.times()[:4]), time.perf_counter()
+    work()
+    return sum(os.times()[:4]) - cpu, time.perf_counter() - wall
 
 
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Return wall seconds and the result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+def texts_of(path: Path) -> list[list[str]]:
+    """Return the captions of each item of a manifest."""
+    return [[caption.text for caption in item.captions] for item in read_manifest(path)]
 
 
-def main() -> None:
-    """Measure, print, and write if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("root", type=Path, help="the folder that holds task1")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, metavar="JSON")
-    args = parser.parse_args()
-    seconds: dict[str, list[float]] = {"xlcm": [], "bare": [], "read": []}
-    items = 0
+def measure(*, small: bool) -> dict[str, Any]:
+    """Return seconds, medians of rounds in which each way runs once."""
+    if not ROOT.is_dir():
+        return {"missing": "../shared/data/captions/multi30k is not here"}
+    taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         out, plain = Path(folder) / "m.jsonl", Path(folder) / "bare.jsonl"
-        for _ in range(args.rounds):
-            seconds["xlcm"].append(timed(lambda: imported(args.root, out))[0])
-            seconds["bare"].append(timed(lambda: bare(args.root, plain))[0])
-            taken, items = timed(lambda: read(out))
-            seconds["read"].append(taken)
-    medians = {name: round(statistics.median(taken), 3) for name, taken in seconds.items()}
-    result = {
-        "command": "OMP_NUM_THREADS=1 python benchmarks/import_sources.py FOLDER",
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "set": "multi30k task 1, all splits", "langs": list(LANGS), "items": items,
-        "rounds": args.rounds, "wall_s": medians,
-        "read_items_per_s": round(items / medians["read"]),
-    }  # fmt: skip
-    print(json.dumps(result, indent=2))
-    if args.write:
-        args.write.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        ways: dict[str, Callable[[], object]] = {
+            "xlcm": lambda: imported(out),
+            "bare": lambda: bare(plain),
+            "reading it back": lambda: sum(1 for _ in read_manifest(out)),
+        }
+        for _ in range(1 if small else 5):
+            for name, work in ways.items():
+                taken.setdefault(name, []).append(timed(work))
+        found = texts_of(out)
+        if sorted(found) != sorted(texts_of(plain)):
+            raise AssertionError("the ways write different captions")
+    seconds = {
+        name: [round(statistics.median(values), 3) for values in zip(*pairs)]
+        for name, pairs in taken.items()
+    }
+    return {"items": len(found), "captions": sum(map(len, found)), "langs": list(LANGS),
+            "rounds": len(taken["xlcm"]), "cpu_and_wall_s": seconds}  # fmt: skip
 
 
-def cpu() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Return what was measured for the target, and whether that reaches it."""
+    if "missing" in found:
+        return {}
+    wall = found["cpu_and_wall_s"]["xlcm"][1]
+    return {next(iter(TARGETS)): (f"{wall:.1f} s", wall < 10)}
 
 
-if __name__ == "__main__":
-    main()
+def table(found: dict[str, Any]) -> str:
+    """Return seconds by way."""
+    if "missing" in found:
+        return f"Not measured: {found['missing']}."
+    rows = [f"| {name} | {cpu:.2f} | {wall:.2f} |"
+            for name, (cpu, wall) in found["cpu_and_wall_s"].items()]  # fmt: skip
+    speed = number(found["items"] / found["cpu_and_wall_s"]["reading it back"][0])
+    return "\n".join([
+        f"{found['items']:,} items with {found['captions']:,} captions in "
+        f"{', '.join(found['langs'])}; reading back is {speed} items a CPU second.", "",
+        "| way | CPU s, child processes included | s on the clock |", "|---|--:|--:|", *rows,
+    ])  # fmt: skip

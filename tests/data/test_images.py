@@ -200,6 +200,19 @@ def test_pixels_of_photographs_are_those_that_pillow_decodes(shared):
             assert np.array_equal(load_pixels(data).permute(1, 2, 0), np.asarray(load_image(data)))
 
 
+def test_a_plain_header_is_read_without_pillow_and_tells_the_limit(monkeypatch):
+    pillow = []
+    monkeypatch.setattr(images, "_open", lambda *_: pillow.append(1))
+    for name in ("progressive", "grey"):
+        load_pixels(ODD[name])
+    assert not pillow
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(DataError, match="too large: 64 x 48") as raised:
+        load_pixels(ODD["progressive"])
+    assert raised.value.kind == "image_too_large"
+
+
 def test_only_plain_upright_jpegs_are_decoded_past_pillow(monkeypatch):
     def none(*_, **__):
         raise AssertionError("decoded by Pillow")

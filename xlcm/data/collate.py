@@ -89,18 +89,15 @@ class Collator:
             DataError: naming file and line of the row that can't be had.
         """
         items = [self.dataset[row.item] for row in rows]
-        drawn, visuals = [], []
+        draws = [self._random(row) for row in rows]
+        # all captions before the first picture, whose pixels would push the code out of the caches
+        drawn = [self._captions(*one) for one in zip(items, rows, draws)]
         fixed = self.augment is None or self.transform is None
         together = self._features(items)
-        for row, item in zip(rows, items):
-            again = [row.repeat] if row.repeat else []
-            random = np.random.default_rng([self.seed, row.epoch, row.item, row.slot, *again])
-            drawn.append(self._captions(item, row, random))
-            if together is None:
-                visual, same = self._visual(row.item, random)
-                visuals.append(visual)
-                fixed = fixed and same
         if together is None:
+            found = [self._visual(row.item, random) for row, random in zip(rows, draws)]
+            fixed = fixed and all(same for _, same in found)
+            visuals = [visual for visual, _ in found]
             together = stack_visuals(visuals, items) if self.transform is None \
                 else Visual(torch.stack(visuals))  # fmt: skip
         return Batch(
@@ -110,6 +107,10 @@ class Collator:
             names=tuple(item.id for item in items),
             fixed=fixed,
         )
+
+    def _random(self, row: Row) -> np.random.Generator:
+        again = [row.repeat] if row.repeat else []
+        return np.random.default_rng([self.seed, row.epoch, row.item, row.slot, *again])
 
     def _tokens(self, drawn: list[dict[str, Caption]], view: str, tokenise: Tokenise) -> TextBatch:
         absent = Caption("", self.views.views[view].langs[0], "")

@@ -77,7 +77,8 @@ class ImageTransform:
         if resized != (pixels.shape[2], pixels.shape[1]):
             pixels = self._resize(pixels, *resized)
         left, top = (round((side - self.size) / 2.0) for side in resized)
-        return pixels[:, top : top + self.size, left : left + self.size].contiguous()
+        # a view of the resized picture: whoever makes a batch of it copies it anyway
+        return pixels[:, top : top + self.size, left : left + self.size]
 
     def _resize(self, pixels: Tensor, width: int, height: int) -> Tensor:
         if self.resizer == "torch":
