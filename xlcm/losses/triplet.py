@@ -128,7 +128,8 @@ class TripletLoss(PairLoss):
         self, rows: Tensor, columns: Tensor, pair: Tensor, same: Tensor, matrix: Tensor | None
     ) -> Tensor:
         similarity = rows @ columns.T if matrix is None else matrix
-        violation = (similarity - pair[:, None] + self.margin).clamp(min=0)
+        # The margin goes into (b,) numbers: one matrix less.
+        violation = (similarity - (pair - self.margin)[:, None]).clamp(min=0)
         total = violation.masked_fill(same, 0.0).sum(dim=1)
         if self.reduction == "sum":
             return total
