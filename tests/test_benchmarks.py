@@ -17,7 +17,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import measure, run  # noqa: E402
 
-FRAME = {"measure", "run", "photos", "__init__"}
+FRAME = {"measure", "run", "photos", "gpu", "__init__"}
 OLD = {"evaluation", "features", "import_sources"}  # not yet moved into the frame
 needs_peak = pytest.mark.skipif(not measure.peak_is_known(), reason="this system tells no peak")
 

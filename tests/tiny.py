@@ -267,7 +267,7 @@ def metrics(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Return the records of `metrics.jsonl` without speeds: steps, or those of a kind."""
     lines = (output / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    drop = ("items_per_s", "data_share")
+    drop = ("items_per_s", "data_share", "mfu")
     return [
         {k: v for k, v in record.items() if k not in drop}
         for record in records

@@ -26,7 +26,7 @@ Series = dict[str, list[tuple[float, float]]]
 # numbers of a training step that are not loss terms
 # fmt: off
 NOT_TERMS = frozenset((
-    "step", "loss", "lr", "epoch", "items", "items_per_s", "tokens_per_s", "seconds", "time",
+    "step", "loss", "lr", "epoch", "items", "items_per_s", "mfu", "tokens_per_s", "seconds", "time",
     "data_time", "data_share", "grad_norm", "gradient_norm", "scale", "temperature", "bias",
     "skipped", "cut", "memory", "seed", "samples", "eta",
 ))

@@ -30,6 +30,7 @@ from xlcm.pieces import Pieces, cut, padding
 from xlcm.training import checkpoint
 from xlcm.training.batch_size import refuse_pieces, rows_a_time
 from xlcm.training.caching import cached_step
+from xlcm.training.flops import best_rate, compile_towers
 from xlcm.training.guard import refuse_overflow, refuse_unused, skip
 from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
 from xlcm.training.progress import Progress, judge, out_of_patience, score
@@ -115,7 +116,14 @@ def fit(
         accelerator.print(f"continuing from {found}")
     method.train()
     size, batches = rows_a_time(accelerator, plain, run, iter(loader), progress)
-    journal = Journal(accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every)
+    rate = 0.0
+    if progress.step < steps and not out_of_patience(progress, run):
+        rate, batches = best_rate(accelerator, plain, run, batches)
+    if run.compile:
+        compile_towers(plain)
+    journal = Journal(
+        accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every, rate
+    )
 
     with stop_signals() as asked_to_stop:
         while progress.step < steps and not out_of_patience(progress, run):

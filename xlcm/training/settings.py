@@ -123,6 +123,7 @@ class RunConfig(Section):
         length_pieces: without gradient caching, pieces of captions of like length that a process
             encodes one after the other, to save padding; 0: all at once. `micro_batch` sorts too.
         precision: `bf16` and `fp16` run the towers in half precision, the losses in float32.
+        compile: both towers by `torch.compile`; the first steps take minutes, the others less.
         log_every: steps between lines on the screen; `metrics.jsonl` has every step.
         eval_every: steps between validations; 0: once an epoch.
         save_every: steps between checkpoints; 0: with every validation.
@@ -148,6 +149,7 @@ class RunConfig(Section):
     micro_batch: Positive | Literal["auto"] | None = None
     length_pieces: Count = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     log_every: Positive = 20
     eval_every: Count = 0
     save_every: Count = 0

@@ -41,7 +41,7 @@ from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
 MAY_CHANGE = {
     "run": {"output", "name", "steps", "epochs", "log_every", "eval_every", "save_every",
             "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers", "micro_batch",
-            "length_pieces"},
+            "length_pieces", "compile"},
     "data": {"workers", "test"},
     "evaluation": {"bootstrap", "batch_size", "source_lang", "visual", "fusion", "sheet_langs",
                    "sheet_queries"},

@@ -23,14 +23,23 @@ class Journal:
         step: where the run continues.
         steps: of the whole run.
         every: steps between lines on the screen.
+        rate: rows a second, over all processes, at which the devices would do nothing but the
+            model's products; 0: not known.
     """
 
     def __init__(
-        self, accelerator: Accelerator, path: Path, step: int, steps: int, every: int
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        step: int,
+        steps: int,
+        every: int,
+        rate: float = 0.0,
     ) -> None:
         self.accelerator = accelerator
         self.path = path
         self.first, self.steps, self.every = step, steps, every
+        self.rate = rate
         self.begin = time.monotonic()
         self._items = self._waited = 0.0
         self._since = self.begin
@@ -69,6 +78,8 @@ class Journal:
             waited: of them, for data.
         """
         speed = {"items_per_s": items / seconds, "data_share": waited / seconds}
+        if self.rate:
+            speed["mfu"] = items / seconds / self.rate
         rounded = {  # JSON has no infinity: the gradient norm where fp16 overflows
             k: float(f"{v:.7g}") if math.isfinite(v) else None
             for k, v in {**figures, **speed}.items()
@@ -79,13 +90,13 @@ class Journal:
         if step % self.every == 0 or step == self.steps:
             now = time.monotonic()
             spent = max(now - self._since, 1e-9)
-            rate = max(step - self.first, 1) / (now - self.begin)
-            left = (self.steps - step) / rate
+            left = (self.steps - step) * (now - self.begin) / max(step - self.first, 1)
             shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
             share = self._waited / spent
             advice = "  (loading is slow: raise data.workers)" if share > 0.1 else ""
+            mfu = f"mfu {self._items / spent / self.rate:.1%}  " if self.rate else ""
             self.say(
-                f"step {step}/{self.steps}  {shown}  {self._items / spent:,.0f} items/s  "
+                f"step {step}/{self.steps}  {shown}  {self._items / spent:,.0f} items/s  {mfu}"
                 f"data {share:.0%}  left {clock(left)}{advice}"
             )
             self._items = self._waited = 0.0
