@@ -42,16 +42,15 @@ class _Tiles:
     With the captions last both maxima are over vectors of numbers that lie side by side.
     """
 
-    def __init__(self, image: Tensor, text: Tensor, image_mask: Tensor | None, text_mask: Any):
+    def __init__(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None, text_mask: Tensor | None
+    ) -> None:
         self.image, self.text = image.contiguous(), text
         self._image_mask, self._text_mask = image_mask, text_mask
         self.rows = _cut(len(image), image.shape[1], IMAGE_TOKENS)
         self.columns = _cut(len(text), text.shape[1], TEXT_TOKENS)
-        sizes = [max((_size(part) for part in parts), default=0) for parts in self._parts()]
-        self._largest = sizes[0] * image.shape[1] * sizes[1] * text.shape[1]
-
-    def _parts(self) -> tuple[list[slice], list[slice]]:
-        return self.rows, self.columns
+        most = [max(map(_size, parts), default=0) for parts in (self.rows, self.columns)]
+        self._largest = most[0] * image.shape[1] * most[1] * text.shape[1]
 
     def scratch(self) -> Tensor:
         """Return memory for a tile."""
@@ -98,8 +97,9 @@ class _BestMatches(torch.autograd.Function):
         size = len(image), len(text)
         forth = image.new_empty(size if to_text else (0,))
         back = image.new_empty(size if to_image else (0,))
-        first, second = tiles.scratch(), tiles.scratch()
         budget = KEPT if any(ctx.needs_input_grad) else 0
+        first = tiles.scratch()
+        second = tiles.scratch() if budget else first
         kept: list[Tensor] = []
         directions = _directions(to_text, to_image)
         for column in tiles.columns:
