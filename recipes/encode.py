@@ -28,7 +28,6 @@ from xlcm.data.features import FeatureWriter
 from xlcm.models.encoding import inference
 from xlcm.models.fill_store import Filling, drawings, open_datasets, open_tower
 from xlcm.models.fill_texts import TextFilling, open_text_tower
-from xlcm.models.precision import lowered
 
 
 def main(path: str, *overrides: str) -> int:
@@ -63,7 +62,7 @@ def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
         shard_items=config.shard_items,
     )
     filling = Filling(accelerator, encoder, writer, config)
-    with inference(encoder), lowered(accelerator.device, config.precision):
+    with inference(encoder):
         for dataset in splits:
             filling.add(dataset)
     _list_skipped(config, accelerator, filling.skipped, "item(s)")
@@ -90,7 +89,7 @@ def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
         shard_items=config.shard_items,
     )
     filling = TextFilling(accelerator, encoder, writer, config)
-    with inference(encoder), lowered(accelerator.device, config.precision):
+    with inference(encoder):
         for dataset in open_datasets(config):
             filling.add(dataset)
     _list_skipped(config, accelerator, filling.skipped, "line(s) and caption(s)")

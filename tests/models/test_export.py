@@ -264,6 +264,9 @@ def test_broken_exports_and_what_an_engine_cannot_do_are_named(graphs, whole, tm
         opened.refuse(kind="tokens")
     assert cli.main(["export", "--model", str(out), "--out", str(tmp_path / "again")]) == 2
     facts = json.loads((out / FACTS).read_text())
+    (out / FACTS).write_text("[]")
+    with pytest.raises(ConfigError, match="export the model again"):
+        ExportedModel(out)
     (out / FACTS).write_text(json.dumps({**facts, "format": 99}))
     with pytest.raises(ConfigError, match="format 99"):
         ExportedModel(out)

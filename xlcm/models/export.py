@@ -69,14 +69,18 @@ def export(model: DualEncoder, folder: str | Path, *, engine: Engine = "onnx") -
         raise FileExistsError(f"{folder} is there and no earlier export: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    before = aside.with_name(f"{aside.name}-before")
     try:
         facts = _write(model, aside, engine)
         aside.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, before)
         os.replace(aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
+        for left in (aside, before):
+            shutil.rmtree(left, ignore_errors=True)
     return {tower: facts[tower]["cosine"] for tower in ("image", "text")}
 
 

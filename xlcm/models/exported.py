@@ -257,9 +257,11 @@ def _read(folder: Path) -> dict[str, Any]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON: {error}") from error
+    if not isinstance(facts, dict) or not {"format", "engine", "image", "text"} <= facts.keys():
+        raise ConfigError(f"{file} is not what `xlcm export` writes: export the model again")
     if facts["format"] > FORMAT:
         raise ConfigError(
-            f"{file} has format {facts['format']}, written by xlcm {facts['xlcm_version']}; this "
-            f"one reads up to format {FORMAT}: pip install --upgrade xlcm"
+            f"{file} has format {facts['format']}, of xlcm {facts.get('xlcm_version', '?')}; "
+            f"this one reads up to format {FORMAT}: pip install --upgrade xlcm"
         )
     return facts

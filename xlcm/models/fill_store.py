@@ -31,8 +31,9 @@ from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import bar
 from xlcm.models.exported import ExportedImage, ExportedModel, ExportedText, open_saved
 from xlcm.models.fill_faults import skip, stop_beyond
+from xlcm.models.precision import lowered
 from xlcm.registry import datasets, image_encoders
-from xlcm.types import Item, Visual
+from xlcm.types import Encoded, Item, Visual
 
 
 def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
@@ -64,8 +65,7 @@ def open_model(config: EncodeConfig) -> DualEncoder | ExportedModel:
         ConfigError: if it can't be opened, or is an export and can't do what is asked.
     """
     assert config.model is not None
-    model = open_saved(config.model)
-    if isinstance(model, ExportedModel):
+    if isinstance(model := open_saved(config.model), ExportedModel):
         model.refuse(precision=config.precision, compile=config.compile, kind=config.kind)
     return model
 
@@ -242,18 +242,21 @@ class Filling:
         shares = gather_object([mine])
         return [share[i] for i in range(len(mine)) for share in shares]
 
+    def _run(self, pixels: Tensor) -> Encoded:
+        with lowered(self.accelerator.device, self.config.precision):
+            return self.encoder(Visual(pixels.to(self.accelerator.device)))
+
     def _encode_frames(self, frames: Tensor) -> Tensor:
         """Return `(T, dim)`, or `(dim,)`, the mean, for the frames `(T, 3, H, W)` of one video."""
         parts = [
-            self.encoder(Visual(part.to(self.accelerator.device))).pooled.float().cpu()
-            for part in frames.split(self.config.batch_size)
+            self._run(part).pooled.float().cpu() for part in frames.split(self.config.batch_size)
         ]
         rows = torch.cat(parts)
         return rows.mean(dim=0) if self.config.kind == "pooled" else rows
 
     def _encode_pictures(self, pictures: Tensor) -> Tensor:
         """Return the features of all processes' pictures `(b, views, 3, H, W)`, in order."""
-        encoded = self.encoder(Visual(pictures.flatten(0, 1).to(self.accelerator.device)))
+        encoded = self._run(pictures.flatten(0, 1))
         rows = encoded.tokens if self.config.kind == "tokens" else encoded.pooled
         assert rows is not None
         rows = rows.reshape(len(pictures), -1, rows.shape[-1])

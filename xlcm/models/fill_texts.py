@@ -21,6 +21,7 @@ from xlcm.encoders.base import TextEncoder
 from xlcm.models.encoding import bar
 from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.models.fill_store import open_model, weights_digest
+from xlcm.models.precision import lowered
 from xlcm.registry import text_encoders
 from xlcm.types import Caption
 
@@ -120,7 +121,8 @@ class TextFilling:
         if not captions:
             return [], 0
         text = self.encoder.tokenizer([c.text for c in captions], [c.lang for c in captions])
-        encoded = self.encoder(text.to(self.accelerator.device))
+        with lowered(self.accelerator.device, self.config.precision):
+            encoded = self.encoder(text.to(self.accelerator.device))
         if self.config.kind == "pooled":
             return list(encoded.pooled.float().cpu()), text.cut
         if encoded.tokens is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import platform
 from typing import Literal, TypeAlias
@@ -33,11 +34,17 @@ def lowered(
     if precision not in DTYPES:
         raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
     if not supported(device, precision):
-        log.warning(
-            "%s has no instructions for %s: encoding in it is many times slower than in fp32",
-            "this CPU" if device.type == "cpu" else device, precision,
-        )  # fmt: skip
+        warn(device.type, precision)
     return torch.autocast(device.type, DTYPES[precision])
+
+
+@functools.cache
+def warn(device: str, precision: Precision) -> None:
+    """Say once that a device lacks the instructions."""
+    log.warning(
+        "this %s has no instructions for %s: encoding in it is many times slower than in fp32",
+        device.upper() if device == "cpu" else device, precision,
+    )  # fmt: skip
 
 
 def supported(device: torch.device, precision: Precision) -> bool:
