@@ -72,8 +72,8 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def texts_of(path: Path) -> list[list[str]]:
-    """Return the captions of each item of a manifest."""
-    return [[caption.text for caption in item.captions] for item in read_manifest(path)]
+    """Return the captions of each item of a manifest; xlcm takes blanks off their ends."""
+    return [[caption.text.strip() for caption in item.captions] for item in read_manifest(path)]
 
 
 def measure(*, small: bool) -> dict[str, Any]:
