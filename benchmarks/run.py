@@ -127,7 +127,7 @@ def page() -> str:
 def measure_and_write(name: str, *, small: bool) -> None:
     """Print the figures of a benchmark; write them and the page unless they are small."""
     data = measured(name, small=small)
-    print(section(data), flush=True)
+    print(load(name).table(data["found"]) if small else section(data), flush=True)
     if not small:
         write(FOLDER / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
         write(FOLDER / PAGE, page())
