@@ -175,6 +175,7 @@ def test_corpora_of_different_splits_or_none_are_refused(tiny_data):
         build(datasets, {"name": "mix", "parts": {}})
 
 
+@pytest.mark.filterwarnings("ignore:.*items of 'two' are in 'one' too")
 def test_faults_of_a_corpus_are_found_within_a_mix(tmp_path, monkeypatch):
     monkeypatch.setenv("XLCM_CACHE", str(tmp_path / "cache"))
     one = tiny.write_data(tmp_path / "one", train=20, held_out=2)

@@ -10,6 +10,8 @@ from xlcm.config import ConfigError
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.shard_writer import write_shards
 
+# the two corpora of the mix have the same items
+pytestmark = pytest.mark.filterwarnings("ignore:.*items of 'rows' are in 'tars' too")
 STEPS = 10  # four batches an epoch of the shards, eight of the mix
 EVERY_STEP = {"steps": STEPS, "save_every": 1, "keep_checkpoints": 20, "log_every": 1}
 
