@@ -59,8 +59,9 @@ def test_sharded_training_is_that_of_one_process_and_resumes_bit_for_bit(
     model = {"text": {"dropout": 0.0}}
     configs = [
         tiny.tree(tiny_data, tmp_path / name, run=run, model=model)
-        for name in ("one", "whole", "cut")
+        for name in ("one", "pieces", "whole", "cut")
     ]
+    configs[1]["run"]["length_pieces"] = 2
     found = processes.run(2, sharded, configs[1:], 5)
     assert [result["processes"] for result in found] == [2, 2]
     assert [(result["sharded"], result["whole"]) for result in found] == [(True, True)] * 2
@@ -68,9 +69,10 @@ def test_sharded_training_is_that_of_one_process_and_resumes_bit_for_bit(
 
     tiny.train(configs[0])
     one, whole = tmp_path / "one", tmp_path / "whole"
-    for left, right in zip(tiny.metrics(one), tiny.metrics(whole), strict=True):
-        for key in ("loss", "grad_norm", "scale"):
-            assert right[key] == pytest.approx(left[key], rel=1e-6), key
+    for other in (whole, tmp_path / "pieces"):
+        for left, right in zip(tiny.metrics(one), tiny.metrics(other), strict=True):
+            for key in ("loss", "grad_norm", "scale"):
+                assert right[key] == pytest.approx(left[key], rel=1e-6), key
     left, right = tiny.weights(one, 8), tiny.weights(whole, 8)
     for name in left:  # the temperature has a dimension more
         torch.testing.assert_close(
