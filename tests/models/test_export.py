@@ -108,7 +108,10 @@ def opened(folder, monkeypatch):
     return ExportedModel(folder)
 
 
-@pytest.mark.parametrize("towers", TOWERS)
+# seconds each: one of them stands for all in the fast suite
+@pytest.mark.parametrize(
+    "towers", ["bag", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hf", "refined"))]
+)
 def test_a_graph_says_what_its_tower_says_for_any_rows_tokens_and_padding(
     towers, tmp_path, monkeypatch
 ):
@@ -180,6 +183,7 @@ def test_an_export_encodes_texts_and_pictures_as_the_model_does(graphs, whole):
     agree(graphs, whole, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "close"), [("onnx-int8", 0.05), ("openvino", 1e-5)])
 def test_the_command_exports_for_other_engines(engine, close, whole, tmp_path, capsys):
     if engine == "openvino":
