@@ -115,7 +115,7 @@ def decode(
 def _plain_header(data: bytes) -> bool:
     """Say whether the header of a JPEG alone tells that it is upright, 8-bit grey or colour.
 
-    It costs a tenth of Pillow's look at the whole header; what has more to say is left to that.
+    Pillow's look at the whole header takes longer; what has more to say is left to it.
     """
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
