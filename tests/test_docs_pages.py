@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate import Accelerator
 
-from xlcm.config import ConfigError, load, override, read
+from xlcm.config import ConfigError, build, load, override, read
 from xlcm.data.transforms import Augment
 from xlcm.data.views import View
 from xlcm.evaluation import commands
 from xlcm.evaluation.settings import EvaluationConfig, FusionConfig
-from xlcm.registry import losses
+from xlcm.registry import image_encoders, losses, methods
 from xlcm.schema import export
+from xlcm.training.batch_size import refuse_pieces
 from xlcm.training.settings import DataConfig, OptimConfig, RunConfig, TrainConfig
 from xlcm.training.stages import read_stages
 
@@ -181,6 +183,20 @@ def test_commands_of_the_pages_name_files_and_options_that_exist():
             parser.parse_args(words[2:])
             seen += 1
     assert seen >= 10
+
+
+def test_commands_of_the_page_that_cut_a_batch_name_a_tower_that_may_be_cut():
+    seen = 0
+    for line in "\n".join(blocks(TRAINING, "bash")).splitlines():
+        words = shlex.split(line, comments=True)
+        place = next((i for i, word in enumerate(words) if word.startswith("configs/")), None)
+        if place is not None and any(word.startswith("run.micro_batch=") for word in words):
+            config = load(TrainConfig, REPOSITORY / words[place], words[place + 1 :])
+            tower = build(image_encoders, config.model["image"])
+            tower.cacheable = methods.get(config.method["name"]).cacheable
+            refuse_pieces(Accelerator(cpu=True), tower, config.run)
+            seen += 1
+    assert seen
 
 
 # -- config.md ----------------------------------------------------------------------------------
