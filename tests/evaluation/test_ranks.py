@@ -253,6 +253,7 @@ def test_crowded_and_sparse_tiles_are_decided_alike(
     """Share -1: the float64 tile decides all; 2: pair by pair. Read -1: every score is compared."""
     monkeypatch.setattr(tiles, "DENSE_SHARE", share)
     monkeypatch.setattr(tiles, "READ_SHARE", read)
+    monkeypatch.setattr(tiles, "READ_MOST", abs(read))
     image, text, owner = with_ties()
     for tile in ((512, 4096), (7, 9)):
         assert_same(retrieval_ranks(image, text, owner, tile=tile), image, text, owner)

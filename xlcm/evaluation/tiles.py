@@ -15,6 +15,7 @@ from xlcm.evaluation.blocks import Hits, Tile
 from xlcm.evaluation.scores import Scores, Side
 
 READ_SHARE = 1 / 8  # more of a tile to read for each right answer: all of it is compared
+READ_MOST = 1 / 2  # the same, for any number of right answers
 DENSE_SHARE = 1 / 128  # more undecided pairs than this: the whole tile again in float64
 
 
@@ -131,7 +132,7 @@ class _Sweep:
             side, at = self.scores.side(dim), tile.queries(dim)
             pairs = slice(int(side.offset[at.start]), int(side.offset[at.stop]))
             slots = (pairs.stop - pairs.start) / (at.stop - at.start)  # right answers a query
-            most = min(READ_SHARE * slots, 1.0) * tile.scores.numel()
+            most = min(READ_SHARE * slots, READ_MOST) * tile.scores.numel()
             hits = tile.reach(side.lowest[at], dim, most=most)
             if hits is None or not self._sparse(tile, dim, side, pairs, hits):
                 self._dense(tile, dim, side, pairs)
