@@ -93,6 +93,7 @@ def ours(size: str, device: torch.device, accelerator: Accelerator) -> tuple[Con
         image=image, text=text, width=WIDTH, image_head=LinearHead, text_head=LinearHead
     )
     method = Contrastive(model, target_weight=0.0).to(device).train()
+    method = accelerator.prepare(method)  # or its forward pass would know nothing of bf16
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-5, fused=True)
 
     def step(pixels: Tensor, ids: Tensor, micro_batch: int) -> None:
@@ -102,9 +103,7 @@ def ours(size: str, device: torch.device, accelerator: Accelerator) -> tuple[Con
         if micro_batch < len(ids):
             cached_step(accelerator, method, method, cut(batch, micro_batch))
         else:
-            with accelerator.autocast():
-                terms = method(batch)
-            method.total(terms).backward()
+            method.total(method(batch)).backward()
         nn.utils.clip_grad_norm_(method.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -163,20 +162,25 @@ def theirs(size: str, device: torch.device, accelerator: Accelerator, compiled: 
 
 
 def timed(run: Callable[[], None], device: torch.device, rounds: int) -> tuple[float, float]:
-    """Return median seconds and peak GB of device memory of a call, after a first one."""
+    """Return median seconds of a call, after a first one, and the GB that it held beside the rest.
+
+    The rest is what the first call left: weights and moments of both sides, batch, gradients.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
     run()
     wait()
+    held = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     taken = []
     for _ in range(rounds):
         begin = time.perf_counter()
         run()
         wait()
         taken.append(time.perf_counter() - begin)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
-    return statistics.median(taken), memory
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else float("nan")
+    return statistics.median(taken), (peak - held) / 2**30
 
 
 def loss_alone(rows: int, device: torch.device) -> dict[str, dict[str, float]]:

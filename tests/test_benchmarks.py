@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+
+from xlcm.training.workers import forget_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks import measure, run  # noqa: E402
+from benchmarks import gpu, measure, run  # noqa: E402
 
 FRAME = {"measure", "run", "photos", "gpu", "__init__"}
 OLD = {"features", "import_sources"}  # not yet moved into the frame
@@ -128,3 +131,19 @@ def test_small_runs_write_nothing_and_others_write_figures_and_page(
     assert "it takes 2 ms" in text
     assert "left out: no-such-peer" in text
     assert json.loads((tmp_path / "speed.json").read_text())["found"] == {"ms": 2}
+
+
+@pytest.mark.parametrize("micro_batch", [8, 4])
+def test_towers_of_the_step_on_a_gpu_are_in_half_precision_whole_and_in_pieces(
+    micro_batch: int,
+) -> None:
+    forget_processes()
+    accelerator, device = Accelerator(cpu=True, mixed_precision="bf16"), torch.device("cpu")
+    method, step = gpu.ours("small", device, accelerator)
+    seen = []
+    for head in (method.retriever.image_head, method.retriever.text_head):
+        head.register_forward_hook(lambda module, given, found: seen.append(found.dtype))
+    step(*gpu.rows_of("small", 8, device), micro_batch)
+    forget_processes()
+    assert set(seen) == {torch.bfloat16}
+    assert len(seen) == (2 if micro_batch == 8 else 6)  # one piece is encoded once
