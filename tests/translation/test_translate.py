@@ -362,6 +362,22 @@ def test_a_command_that_fails_stops_the_run_and_says_why(manifest, tmp_path, bod
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["7#0.fr", "7#0.fr.en"])
+def test_a_caption_of_another_engine_under_the_name_stops_before_any_work(
+    manifest, tmp_path, monkeypatch, name
+):
+    with ManifestWriter(tmp_path / "taken.jsonl") as writer:
+        for item in read_manifest(manifest):
+            if item.id == "7":
+                more = Caption(name, "fr", "Un poisson.", "mt", "7#0", "another")
+                item = replace(item, captions=(*item.captions, more))
+            writer.write(item)
+    monkeypatch.setattr(ScenesTable, "translate", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(DataError, match=rf"taken.jsonl:8: .*'{name}' is taken.*'another'"):
+        run(config(tmp_path / "taken.jsonl"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_a_wrong_language_stops_before_anything_is_written(manifest, tmp_path):
     with pytest.raises(ConfigError, match=r"no grammar for 'pt'"):
         run(config(manifest, targets=["pt"]))

@@ -65,7 +65,7 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
         Memory(folder, spec).close()  # a wrong one is found before any work
     accelerator.wait_for_everyone()
     memory = Memory(folder, spec, rank)
-    texts = _texts(config)
+    texts = _texts(config, engine.label)
     _all_there(memory, accelerator)
     for target in config.targets:
         _stage(engine, memory, config.source, target, texts, config.batch_size, rank, world)
@@ -101,9 +101,12 @@ def _wanted(item: Item, config: TranslateConfig) -> Iterator[Caption]:
                 yield caption
 
 
-def _texts(config: TranslateConfig) -> list[str]:
-    items = read_manifest(config.manifest)
-    found = _unique(line_of(c.text) for item in items for c in _wanted(item, config))
+def _texts(config: TranslateConfig, label: str) -> list[str]:
+    found = _unique(
+        line_of(caption.text)
+        for item in read_manifest(config.manifest)
+        for caption in _free(item, config, label)
+    )
     if not found:
         where = "" if config.splits is None else f" in {', '.join(config.splits)}"
         raise DataError(
@@ -112,6 +115,26 @@ def _texts(config: TranslateConfig) -> list[str]:
             "what there is"
         )
     return found
+
+
+def _free(item: Item, config: TranslateConfig, label: str) -> Iterator[Caption]:
+    """Yield the captions to translate; refuse one whose translation's id another caption has."""
+    known = {caption.id: caption for caption in item.captions}
+    for caption in _wanted(item, config):
+        for target in config.targets if line_of(caption.text) else ():
+            name = f"{caption.id}.{target}"
+            made = [(name, target, caption.id)]
+            if config.back:
+                made.append((f"{name}.{config.source}", config.source, name))
+            for identity, lang, of in made:
+                other = known.get(identity)
+                if other and (other.lang, other.of, other.engine) != (lang, of, label):
+                    raise DataError(
+                        f"{item.where}: caption id {identity!r} is taken by one of engine "
+                        f"{other.engine!r}; translate a manifest without it (`xlcm data filter "
+                        "--drop-engine` removes an engine's captions)"
+                    )
+        yield caption
 
 
 def _stage(
@@ -222,12 +245,6 @@ def _merged(
         if new is None:
             captions.append(known)
             continue
-        if (known.of, known.lang, known.engine) != (new.of, new.lang, new.engine):
-            raise DataError(
-                f"{item.where}: caption id {known.id!r} is taken by one of engine "
-                f"{known.engine!r}; translate a manifest without it (`xlcm data filter "
-                "--drop-engine` removes an engine's captions)"
-            )
         if known.text == new.text:
             signals = {**dict(known.quality), **dict(new.quality)}
             captions.append(replace(known, quality=tuple(signals.items())))
