@@ -1,5 +1,6 @@
 """What a run says of its arithmetic: counted right, and without a trace on the run."""
 
+import pytest
 import tiny
 import torch
 from torch import nn
@@ -65,11 +66,34 @@ def test_every_step_says_its_share_of_the_devices_best(tiny_data, tmp_path, monk
     assert all('"mfu": ' in line for line in lines)
 
 
-def test_a_known_device_is_measured_by_its_makers_figure(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+@pytest.mark.parametrize(
+    ("name", "known", "tflops"),
+    [
+        ("NVIDIA H100 PCIe", "H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", "H100", 989),
+        ("NVIDIA A100-SXM4-80GB", "A100", 312),
+        ("NVIDIA L40", "L40", 181),
+        ("NVIDIA L4", "L4", 121),
+        ("NVIDIA A10G", "A10G", 70),
+        ("Tesla T4", "T4", 65),
+    ],
+)
+def test_a_known_device_is_measured_by_its_makers_figure(monkeypatch, name, known, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     found, source = flops.peak.__wrapped__(torch.device("cuda"), "bf16")
-    assert found == 756e12
-    assert "H100 PCIe" in source
+    assert found == tflops * 1e12
+    assert source.endswith(f" of {known}")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA RTX A1000", "NVIDIA T400 4GB"])
+def test_a_device_whose_name_only_begins_like_a_known_one_is_not_taken_for_it(monkeypatch, name):
+    def measures(*_, **__):
+        raise LookupError
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "full", measures)
+    with pytest.raises(LookupError):
+        flops.peak.__wrapped__(torch.device("cuda"), "bf16")
 
 
 def test_compiled_towers_train_to_the_same_weights(tiny_data, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ numbers their products are a hundredth of a base-sized tower's.
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -24,11 +25,13 @@ from xlcm.types import Batch
 ROWS = 8  # arithmetic grows with the rows, so a few tell of all
 SECONDS = 0.3  # that measuring a device's best may take
 PEAKS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A800": 312e12,
-    "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
-    "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "H200 NVL": 835e12, "H200": 989e12, "GH200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+    "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
 }  # fmt: skip
-"""Dense half-precision FLOP/s by the makers' data sheets; the first name found in the device's."""
+"""Dense half-precision FLOP/s by the makers' data sheets; the first name among the words of
+the device's."""
 
 
 def best_rate(
@@ -101,7 +104,7 @@ def peak(device: torch.device, precision: str) -> tuple[float, str]:
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         for known, flops in PEAKS.items():
-            if known in name:
+            if re.search(rf"\b{known}\b", name):  # an L40 is no L4, an RTX A1000 no A100
                 return flops, f"the maker's {flops / 1e12:,.0f} TFLOP/s of {known}"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = 4096 if device.type == "cuda" else 512
