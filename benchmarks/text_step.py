@@ -91,7 +91,7 @@ def check(method: Contrastive, ways: dict[str, Batch | Pieces]) -> None:
 def measure(*, small: bool) -> dict[str, Any]:
     """Return CPU time, wall time and memory of a step each way, and the shares of padding."""
     torch.manual_seed(0)
-    rows, layers, width = (32, 1, 64) if small else (128, 4, 768)
+    rows, layers, width = (32, 1, 64) if small else (256, 4, 768)
     method, batch = method_of(layers, width), captions(rows)
     pieces = cut(batch, rows // PIECES)
     seen: dict[str, Batch | Pieces] = {
@@ -106,7 +106,7 @@ def measure(*, small: bool) -> dict[str, Any]:
 
         return run
 
-    found = compare({name: step(which) for name, which in seen.items()}, rounds=1 if small else 3)
+    found = compare({name: step(which) for name, which in seen.items()}, rounds=1 if small else 2)
     shares = padding([pieces.counts])
     waste = {
         LONG: 1 - pieces.counts[0] / (FIXED * rows),
