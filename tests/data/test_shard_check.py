@@ -56,6 +56,17 @@ def test_whole_shards_have_no_fault_and_are_counted(tiny_data, tmp_path, capsys)
     assert f"{len(source)} items ({len(source)} val)" in capsys.readouterr().out
 
 
+def test_shards_that_nothing_lists_are_of_the_split_that_their_items_say(tmp_path):
+    val = [("0", b"{", jpeg()), ("1", item("1", split="val"), jpeg()),
+           ("2", item("2", "a cat", "val"), jpeg())]  # fmt: skip
+    folder = tars(tmp_path / "rows", val[:1], val[1:])
+    known = manifest(tmp_path / "known.jsonl", item("1", split="val"), item("2", "a cat"))
+    for path in (folder, f"{folder}/*.tar"):
+        report = check_shards(path, against=[known])
+        assert dict(report.splits) == {"val": 2}
+        assert dict(report.counts) == {"bad_line": 1, "split_overlap": 1}
+
+
 def test_each_broken_member_is_named_and_the_rest_is_read(tmp_path, capsys):
     folder = tars(
         tmp_path / "t",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xlcm.data.check import CheckReport, Measures, check_captions
 from xlcm.data.faults import MAX_LENGTH, Fault, Identities
-from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.manifest import DataError, parse_item, read_manifest
 from xlcm.data.shards import INDEX, Shards
 from xlcm.data.shared_items import known_names, shared_faults
 from xlcm.data.tar_index import KINDS
@@ -48,7 +48,10 @@ def check_shards(
     """
     with warnings.catch_warnings():  # truncated ones are in the report
         warnings.simplefilter("ignore")
-        shards = Shards(path=str(path), split=_split(path), txt_lang=txt_lang)
+        split = _listed_split(path)
+        shards = Shards(path=str(path), split=split or "train", txt_lang=txt_lang)
+        if split is None:
+            shards.split = _first_split(shards) or shards.split
     report = CheckReport(str(path))
     for fault in shards.faults:
         report.add(fault)
@@ -84,12 +87,27 @@ def check_shards(
     return report
 
 
-def _split(path: str | Path) -> str:
+def _listed_split(path: str | Path) -> str | None:
     index = Path(path) / INDEX
     try:
         return str(json.loads(index.read_text(encoding="utf-8"))["split"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that `Shards` will refuse
-        return "train"
+        return None
+
+
+def _first_split(shards: Shards) -> str | None:
+    """Return the split of the first item that says one: nothing lists it."""
+    for file, index in zip(shards.files, shards.indices):
+        with open(file, "rb") as tar:
+            for number in range(len(index)):
+                if (place := index.place(number, "json")) is None:
+                    continue
+                tar.seek(place.offset)
+                try:
+                    return parse_item(tar.read(place.size), "").split
+                except DataError:  # it is named when its turn comes
+                    continue
+    return None
 
 
 def _members(shards: Shards, number: int, item: Item, images: bool) -> Iterator[Fault]:
