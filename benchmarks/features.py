@@ -1,7 +1,7 @@
 """How fast are features read by key, beside a plain memory-mapped numpy read of the same rows?
 
 30,000 vectors of 2,048 numbers, random batches of 128, pages of the files in memory. Each way has
-batches of its own, or the later ones would find rows in the processor's cache. NRCCR's way is that
+files and batches of its own, or some would find rows in the processor's cache. NRCCR's way is that
 of its `basic/bigfile.py` (https://github.com/HuiGuanLab/nrccr): seek, `array`, list,
 `torch.Tensor`, one vector after the other.
 """
@@ -85,7 +85,8 @@ def readers(at: Path, values: np.ndarray, names: list[str]) -> dict[str, Reader]
     """Write the values in every format; return what reads them."""
     rows = {name: i for i, name in enumerate(names)}
     shape = values.shape[0], values.shape[1]
-    big = bigfile(at / "bigfile", values, names)
+    big, other = (bigfile(at / name, values, names) for name in ("bigfile", "nrccr"))
+    values.tofile(at / "plain.bin")
     np.save(at / "x.npy", values)
     (at / "x.ids.txt").write_text("\n".join(names) + "\n")
     values.astype(np.float16).tofile(at / "half.bin")
@@ -93,15 +94,15 @@ def readers(at: Path, values: np.ndarray, names: list[str]) -> dict[str, Reader]
     many = store(at / "many", values, names, dtype="float32", shard_items=-(-len(names) // 15))
     half = store(at / "float16", values, names, dtype="float16")
     return {
-        PLAIN: plain_read(big / "feature.bin", rows, shape, "<f4"),
+        PLAIN: plain_read(at / "plain.bin", rows, shape, "<f4"),
         STORE: ours.rows,
         SHARDS: many.rows,
-        "store, one by one": one_by_one(ours),
+        "store, one by one": one_by_one(FeatureStore(many.folder)),
         BIGFILE: open_features(big).rows,
         "npy in place": open_features(at / "x.npy").rows,
         HALF: plain_read(at / "half.bin", rows, shape, "<f2"),
         STORE_HALF: half.rows,
-        NRCCR: nrccr_read(big / "feature.bin", rows, shape[1]),
+        NRCCR: nrccr_read(other / "feature.bin", rows, shape[1]),
     }
 
 
