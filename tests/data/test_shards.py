@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -324,6 +325,16 @@ def test_the_command_writes_shards_and_names_what_it_leaves_out(tiny_data, tmp_p
     assert main([*arguments, "--on-error", "skip"]) != 0  # the folder is there
     assert "is there already" in "".join(capsys.readouterr())
     assert len(Shards(path=str(tmp_path / "out"))) == 11
+
+
+def test_what_a_killed_writer_of_the_same_process_number_left_does_no_harm(source, tmp_path):
+    left = tmp_path / f".out.{os.getpid()}"
+    left.mkdir()
+    (left / "000009.tar").write_bytes(b"half")
+    write_shards(source, tmp_path / "out", shards=2, images=False)
+    assert [file.name for file in sorted((tmp_path / "out").glob("*.tar"))] == [
+        "000000.tar", "000001.tar",
+    ]  # fmt: skip
 
 
 def test_more_shards_than_items_are_refused(source, tmp_path):

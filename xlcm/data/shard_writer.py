@@ -130,6 +130,8 @@ class ShardWriter:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         ending = os.getpid() if self._about is None else "part"
         self._aside = self.folder.with_name(f".{self.folder.name}.{ending}")
+        if self._about is None:  # of a killed process that had the same number
+            shutil.rmtree(self._aside, ignore_errors=True)
         self._aside.mkdir(exist_ok=self._about is not None)
         if self._about is not None:
             self._lock = open(self._aside / LOCK, "ab")
