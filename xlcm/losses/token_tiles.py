@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE_TOKENS, TEXT_TOKENS = 768, 2048
-"""Of a tile at most, unless one image or caption has more: 6 MB in float32 stay in a cache."""
+IMAGE_TOKENS, TEXT_TOKENS = 512, 1024
+"""Of a tile at most, unless one image or caption has more: 2 MB in float32 stay in a cache."""
 KEPT = 2**27
 """Bytes of places kept for the gradients at most."""
 
