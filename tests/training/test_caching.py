@@ -1,6 +1,7 @@
 """Gradient caching and pieces of like length: the gradient of the whole batch, once."""
 
 import math
+import weakref
 from types import SimpleNamespace
 from unittest import mock
 
@@ -17,7 +18,7 @@ from xlcm.methods.base import Method
 from xlcm.models import teacher
 from xlcm.pieces import cut, padding
 from xlcm.registry import methods
-from xlcm.training import batch_size, caching
+from xlcm.training import batch_size, caching, loop
 from xlcm.training.caching import cached_step
 from xlcm.training.loop import announce
 from xlcm.training.settings import RunConfig
@@ -368,6 +369,22 @@ def test_accumulated_batches_are_cached_one_by_one(tiny_data, tmp_path):
     for left, right in zip(tiny.metrics(tmp_path / "one"), tiny.metrics(tmp_path / "two")):
         for key in ("loss", "grad_norm"):
             assert right[key] == pytest.approx(left[key], rel=1e-5), key
+
+
+def test_pieces_of_a_step_are_let_go_before_the_next_ones_are_moved(
+    tiny_data, tmp_path, monkeypatch
+):
+    moved, before = loop._moved, []
+
+    def look(batch, device, size):
+        assert all(old() is None for old in before)
+        seen = moved(batch, device, size)
+        before.extend(weakref.ref(piece.ids) for piece in seen.batches)
+        return seen
+
+    monkeypatch.setattr(loop, "_moved", look)
+    tiny.train(tiny.tree(tiny_data, tmp_path, run={"steps": 3, "micro_batch": 5}))
+    assert len(before) == 3 * 4
 
 
 @pytest.mark.parametrize("micro_batch", [6, "auto"])

@@ -184,6 +184,7 @@ def fit(
                     buffer.detach().copy_(before)
                 if accelerator.scaler is not None:  # it must forget the gradients it has unscaled
                     accelerator.scaler.update()
+            del seen  # on a device the next batch is moved to, and may be as large
             if accelerator.scaler is not None:
                 progress.scaler = accelerator.scaler.state_dict()
             optimizer.zero_grad()
