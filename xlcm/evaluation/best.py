@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlcm.evaluation.blocks import Tile
+from xlcm.evaluation.blocks import Hits, Tile
 from xlcm.evaluation.shares import stacked
 
 READ_SHARE = 1 / 4  # more of a tile to read than this: all of it is sorted
@@ -46,7 +46,7 @@ class Best:
         if not self.k:
             return
         at = tile.queries(self.dim)
-        hits = tile.reach(self._border(tile, at), self.dim, most=READ_SHARE * tile.scores.numel())
+        hits = self._better(tile, at)
         if hits is None:
             scores = tile.scores if self.dim else tile.scores.T
             score, index = scores.topk(min(self.k, scores.shape[1]), dim=1)
@@ -56,14 +56,18 @@ class Best:
                 query, answer, value = _table(found.query, found.answer, found.value)
                 self._keep(query + at.start, answer, value, tile)
 
-    def _border(self, tile: Tile, at: slice) -> Tensor:
-        """Return for each query a score that its k best in this tile reach, and that is new."""
-        kept = self.score[at, -1]
+    def _better(self, tile: Tile, at: slice) -> Hits | None:
+        """Return what may be among the best; None if most of the tile may."""
+        kept, most = self.score[at, -1], READ_SHARE * tile.scores.numel()
         border = torch.nextafter(kept, torch.full_like(kept, torch.inf))
-        most = tile.groups(self.dim)[0][1]
-        if self.k <= most.shape[self.dim]:  # k groups reach it, so k scores do
-            border = torch.maximum(border, most.topk(self.k, self.dim).values.amin(self.dim))
-        return border
+        if bool(kept.isfinite().all()):  # later tiles have few that are new
+            hits = tile.reach(border, self.dim, most=most / 4)
+            if hits is not None:
+                return hits
+        best = tile.groups(self.dim)[0][1]
+        if self.k <= best.shape[self.dim]:  # k groups reach it, so k scores do
+            border = torch.maximum(border, best.topk(self.k, self.dim).values.amin(self.dim))
+        return tile.reach(border, self.dim, most=most)
 
     def _keep(self, query: Tensor, answer: Tensor, value: Tensor, tile: Tile) -> None:
         """Merge the answers `(q, some)` of these queries, counted from the tile's first."""

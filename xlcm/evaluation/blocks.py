@@ -101,4 +101,6 @@ class Tile:
             answer.append(offset + member * best.shape[dim] + group.index_select(0, which))
             value.append(found[which, member])
             offset += part.shape[dim] * best.shape[dim]
+        if len(value) == 1:  # nothing was left over
+            return Hits(query[0], answer[0], value[0])
         return Hits(torch.cat(query), torch.cat(answer), torch.cat(value))
