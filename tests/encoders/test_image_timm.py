@@ -249,6 +249,29 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str, freeze: Any) -> N
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "last"), [("resnet", True), ("mobilenetv2", True), ("vit", False)]
+)
+def test_channels_lie_last_in_convolutional_towers_and_change_no_vector(
+    kind: str, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = encoder(kind).eval()
+    layouts = []
+    forward = tower.backbone.forward_features
+
+    def look(values: torch.Tensor) -> torch.Tensor:
+        layouts.append(values.is_contiguous(memory_format=torch.channels_last))
+        return forward(values)
+
+    monkeypatch.setattr(tower.backbone, "forward_features", look)
+    seen = Visual(pixels=pixels(tower))
+    with torch.no_grad():
+        found = tower(seen).pooled
+        tower._layout = torch.contiguous_format
+        torch.testing.assert_close(found, tower(seen).pooled, atol=1e-5, rtol=1e-4)
+    assert layouts == [last, False]
+
+
 def test_metadata_wins_over_timm_and_options_win_over_both(shared: Path) -> None:
     path = str(shared / "weights" / "mobilenetv2_100.safetensors")
     plain = TimmImageEncoder(backbone="mobilenetv2_100")

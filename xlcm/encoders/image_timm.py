@@ -20,6 +20,8 @@ from xlcm.encoders.transform import ImageTransform, Interpolation, Normalise, Re
 from xlcm.registry import nearest, poolings
 from xlcm.types import Encoded, Visual
 
+STEM = 4  # convolutions that a transformer may begin with
+
 
 class TimmImageEncoder(ImageEncoder):
     """A timm backbone without its classifier.
@@ -108,6 +110,9 @@ class TimmImageEncoder(ImageEncoder):
                     "choose mean, max or attention"
                 )
         self._spare = full - set(self.backbone.state_dict())
+        convolutions = sum(isinstance(part, nn.Conv2d) for part in self.backbone.modules())
+        # kernels for pixels that lie channel by channel are up to 1.6 times as fast, also on CPUs
+        self._layout = torch.channels_last if convolutions > STEM else torch.contiguous_format
         self.gradient_checkpointing = gradient_checkpointing
         self._reentrant = False
         if gradient_checkpointing:
@@ -214,7 +219,7 @@ class TimmImageEncoder(ImageEncoder):
         """
         dtype = next(self.backbone.parameters()).dtype
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            values = self.normalise(visual.pixels, dtype)
+            values = self.normalise(visual.pixels, dtype).contiguous(memory_format=self._layout)
             if self._reentrant and torch.is_grad_enabled():
                 values.requires_grad_()  # or blocks behind frozen ones would get no gradient
             maps = self.backbone.forward_features(values)
