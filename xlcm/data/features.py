@@ -137,7 +137,7 @@ class FeatureStore:
     def rows(self, keys: Sequence[str]) -> Tensor:
         """Return the features of many items, `(n, dim)` or `(n, views, dim)`, float32.
 
-        As fast as a plain memory map of one matrix, however many shards there are.
+        One call of numpy for all, however many shards there are.
 
         Raises:
             ValueError: for `tokens`, whose items differ in length.
