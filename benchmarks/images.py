@@ -24,22 +24,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.measure import Found, compare, number
-from xlcm.data.batching import Batching, Row, RowStream
-from xlcm.data.collate import Collator, TrainLoader
+from xlcm.data.batching import Row
+from xlcm.data.collate import Collator
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.scenes import Scenes
 from xlcm.data.views import View, Views
 from xlcm.encoders.transform import ImageTransform
-from xlcm.types import TextBatch
+from xlcm.types import Batch, TextBatch
 
 PEERS = ("torchvision", "pillow")
 BARE, OURS, PILLOW = "bare decode and resize", "xlcm", "xlcm, resizer: pillow"
@@ -180,6 +180,17 @@ def one_process(dataset: ManifestDataset, paths: Sequence[Path], rounds: int) ->
     return compare(ways, rounds=rounds, memory=False)
 
 
+class Batches(Dataset):
+    """`batches[rows]`: what a training loader's workers make."""
+
+    def __init__(self, collate: Collator) -> None:
+        self.collate = collate
+
+    def __getitem__(self, rows: list[Row]) -> Batch:
+        """Return the batch of these rows."""
+        return self.collate(rows)
+
+
 def _decode_all(paths: Sequence[Path]) -> None:
     torch.set_num_threads(1)
     for path in paths:
@@ -198,10 +209,11 @@ def two_workers(dataset: ManifestDataset, paths: Sequence[Path], rounds: int) ->
             worker.join()
 
     def loader() -> None:
-        batching = Batching(np.ones(len(paths), dtype=int), min(BATCH, len(paths)), seed=0)
+        # each picture once: a TrainLoader's workers go on into the next epoch
+        rows = [Row(i, 0, 0) for i in range(len(paths))]
+        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
         collate = Collator(dataset, VIEWS, no_tokens, TRANSFORM)
-        made = TrainLoader(RowStream(batching), collate, workers=2)
-        for _ in itertools.islice(made, len(batching)):
+        for _ in DataLoader(Batches(collate), sampler=parts, batch_size=None, num_workers=2):
             pass
 
     taken: dict[str, list[tuple[float, float]]] = {BARE: [], OURS: []}
