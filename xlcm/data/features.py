@@ -152,7 +152,10 @@ class FeatureStore:
         if self._whole is None:
             self._whole = spanned([self._shard(n) for n in range(len(self.index["shards"]))])
         whole, places = self._whole
-        return torch.from_numpy(whole[places[rows]]).float()
+        at = places[rows]
+        # `take` is a little faster, but would copy an array that is not contiguous as a whole
+        found = whole.take(at, axis=0) if whole.flags.c_contiguous else whole[at]
+        return torch.from_numpy(found).float()
 
     def verify(self) -> list[str]:
         """Return one sentence a shard or table of keys that is missing or not what was written."""
@@ -190,11 +193,13 @@ class FeatureStore:
     def _rows_of(self, keys: Sequence[str]) -> np.ndarray:
         known = self._known()
         try:
-            rows = self._find_all(keys) if known is None else [known[key] for key in keys]
+            if known is not None:
+                return np.fromiter(map(known.__getitem__, keys), np.int64, len(keys))
+            rows = self._find_all(keys)
         except KeyError:
             rows = None
         # one by one, to say which one is missing
-        return np.array([self._row(key) for key in keys] if rows is None else rows)
+        return np.array([self._row(key) for key in keys]) if rows is None else rows
 
     def _find_all(self, keys: Sequence[str]) -> np.ndarray | None:
         """Return the rows of keys that are searched on disk; None if one may be missing."""
