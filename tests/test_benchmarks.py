@@ -21,7 +21,6 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks import gpu, measure, run  # noqa: E402
 
 FRAME = {"measure", "run", "photos", "gpu", "__init__"}
-OLD = {"features", "import_sources"}  # not yet moved into the frame
 needs_peak = pytest.mark.skipif(not measure.peak_is_known(), reason="this system tells no peak")
 
 
@@ -77,7 +76,7 @@ def test_the_page_equals_what_the_figures_give() -> None:
 
 def test_every_module_is_a_benchmark_with_the_interface() -> None:
     modules = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
-    assert modules - FRAME - OLD <= set(run.names())
+    assert modules - FRAME <= set(run.names())
     for name in run.names():
         module = run.load(name)
         assert run.question(module), f"benchmarks/{name}.py: the docstring begins with the question"
