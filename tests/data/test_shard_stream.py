@@ -186,6 +186,24 @@ def test_an_interrupted_writing_goes_on_with_nothing_else_and_in_one_process(
     assert (tmp_path / "out" / "000000.tar").is_file()
 
 
+def test_a_shard_is_on_the_disk_before_it_is_noted_as_whole(tmp_path, monkeypatch):
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda file: on_disk.append(os.fstat(file)[:]))
+    move, moved = os.replace, []
+
+    def replace(source, target):
+        tar = os.stat(tmp_path / ".out.part" / "000000.tar")[:]
+        moved.append({tar, os.stat(source)[:]} <= {*on_disk})
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with ShardWriter(tmp_path / "out", "train", about="rows") as writer:
+        writer.begin()
+        writer.add([("json", b"{}")])
+        writer.keep(None)
+    assert moved == [True]
+
+
 def test_a_file_that_breaks_off_names_the_row_and_keeps_what_is_written(source, tmp_path, capsys):
     folder = source()
     file = folder / "train-00001-of-00002.parquet"

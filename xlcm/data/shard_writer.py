@@ -196,12 +196,14 @@ class ShardWriter:
         known = {"about": self._about, "items": self.items, "skipped": self.skipped, "kept": kept}
         aside = self._aside / f"{PROGRESS}.new"
         aside.write_text(json.dumps(known), encoding="utf-8")
+        _sync(aside)
         os.replace(aside, self._aside / PROGRESS)
 
     def _end(self) -> None:
         if self._tar is not None:
             self._tar.close()
             self._tar = None
+            _sync(self._aside / _file(len(self.items) - 1))
 
     def __exit__(
         self,
@@ -232,6 +234,12 @@ class ShardWriter:
             (self._aside / file).unlink(missing_ok=True)
         (self._aside / INDEX).write_text(text, encoding="utf-8")
         os.rename(self._aside, self.folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk: what is noted as whole must be whole after a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _file(number: int) -> str:
