@@ -195,6 +195,19 @@ def test_a_share_is_a_factor_of_the_gradient(accelerator):
     assert other["terms"] == one["terms"]
 
 
+def test_the_temperature_of_frozen_towers_learns_as_from_the_whole_batch(accelerator):
+    def frozen():
+        method = method_of("contrastive")
+        for name, parameter in method.named_parameters():
+            parameter.requires_grad_(name == "retriever.log_scale")
+        return method
+
+    pieces = cut(batch_of("contrastive"), 5)
+    one = found_by(frozen(), whole(pieces))
+    assert list(one["gradients"]) == ["retriever.log_scale"]
+    assert differ(one, found_by(frozen(), cached(accelerator, pieces))) < 1e-12
+
+
 # -- pieces ---------------------------------------------------------------------------------------
 
 

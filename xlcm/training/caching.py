@@ -79,7 +79,8 @@ def cached_step(
     after = random_state(device)
 
     with accelerator.no_sync(method):
-        accelerator.backward(_pull(graph, gradients, pieces.rows[-1]))
+        if gradients:
+            accelerator.backward(_pull(graph, gradients, pieces.rows[-1]))
     del graph
     for number, (piece, rows) in enumerate(zip(again, pieces.rows)):
         last = number == len(again) - 1
@@ -89,7 +90,8 @@ def cached_step(
             pull = _pull(method(piece, only_encode=True), gradients, rows)
             if last:
                 pull = pull + sum((weight * gradient).sum() for weight, gradient in own)
-            accelerator.backward(pull)
+            if pull.requires_grad:
+                accelerator.backward(pull)
     set_random_state(after, device)
     return terms, loss.detach()
 
@@ -107,6 +109,8 @@ def _pull(encoded: dict[str, Tensor], gradients: dict[str, Tensor], rows: Tensor
         for name, tensor in encoded.items()
         if name in gradients and tensor.requires_grad
     ]
+    if not pulls:  # only the losses have weights that are trained, such as the temperature
+        return torch.zeros((), device=next(iter(encoded.values())).device)
     return torch.stack([pull.to(pulls[0].dtype) for pull in pulls]).sum()
 
 
