@@ -17,8 +17,8 @@ from torch import Tensor
 
 from xlcm.losses.score_tiles import Cut, Gradients, Right, Scores, refuse_second_derivative, shaped
 
-KEPT = 2**24
-"""Numbers of tiles kept for the second sweep at most: 64 MB in float32."""
+KEPT = 2**23
+"""Numbers of tiles kept for the second sweep at most: 32 MB in float32."""
 STEEPEST, FAINTEST = 50.0, -60.0
 """Exponents up to the one, and sums of exponentials from `exp` of the other on, are safe: neither
 they nor the weights over them come near the bounds of float32."""
