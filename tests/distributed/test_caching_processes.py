@@ -1,6 +1,7 @@
 """Gradient caching on several processes: the gradients of one, in one reduction and one gather."""
 
 import contextlib
+from unittest import mock
 
 import pytest
 import small_models
@@ -23,8 +24,8 @@ NAMES = ["c2kd_some_rows", "learned", "cl2cm", "nrccr_weak"]
 
 def built(name: str) -> torch.nn.Module:
     """Return a method with its teachers, in place of saved ones."""
-    teacher.DualEncoder.from_pretrained = staticmethod(small_models.saved)
-    return method_of(name)
+    with mock.patch.object(teacher.DualEncoder, "from_pretrained", small_models.saved):
+        return method_of(name)
 
 
 def batch_of(name: str):
