@@ -27,10 +27,9 @@ SECONDS = 0.3  # that measuring a device's best may take
 PEAKS = {
     "H200 NVL": 835e12, "H200": 989e12, "GH200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
     "H100": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
-    "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+    "A10G": 70e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
-"""Dense half-precision FLOP/s by the makers' data sheets; the first name among the words of
+"""Dense FLOP/s in bf16 and fp16 alike by the makers' data sheets; the first name among the words of
 the device's."""
 
 
