@@ -314,6 +314,23 @@ def test_another_engine_does_not_go_on_with_a_memory(manifest, tmp_path):
         run(again)
 
 
+def test_a_command_that_made_nothing_may_be_corrected(manifest, tmp_path):
+    wrong = {"name": "command", "command": "false", "label": "shout", "tries": 1}
+    with pytest.raises(DataError):
+        run(config(manifest, engine=wrong))
+    (tmp_path / "out.jsonl.memory" / "00000-000.jsonl").write_bytes(b'["en", "fr", "a torn')
+    assert run(config(manifest, engine=shouting(tmp_path)))["mt fr"]
+    with pytest.raises(DataError, match="another engine"):
+        run(config(manifest, engine=wrong))
+
+
+def test_of_two_engines_that_begin_in_one_empty_memory_the_second_is_refused(tmp_path):
+    first, second = (Memory(tmp_path / "m", {"name": name}) for name in ("x", "y"))
+    second.add("en", "de", ["a"], ["A"])
+    with pytest.raises(DataError, match="another engine"):
+        first.add("en", "de", ["a"], ["B"])
+
+
 def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
     memory = Memory(tmp_path / "m", {"name": "x"})
     memory.add("en", "de", ["a\ud800", "b"], ["A", "B"])

@@ -24,7 +24,8 @@ class Memory:
 
     Args:
         folder: is made if it is missing.
-        engine: what made them; another engine's memory is refused.
+        engine: what made them; another engine's memory is refused, unless there is nothing in it
+            yet: a command may be corrected after a first try that made nothing.
         rank: of this process, from 0.
 
     Raises:
@@ -37,7 +38,8 @@ class Memory:
         self._file: Any = None
         self._known: dict[Key, str] = {}
         self._read_to: dict[Path, int] = {}
-        self._check(json.loads(json.dumps(engine)))
+        self._engine = json.loads(json.dumps(engine))
+        self._check(self._engine)
         self.refresh()
 
     def __len__(self) -> int:
@@ -51,19 +53,25 @@ class Memory:
 
     def _check(self, engine: dict[str, Any]) -> None:
         path = self.folder / "engine.json"
-        if not path.is_file():
+        known: Any = None
+        try:
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            if not self._empty():
+                raise DataError(f"{path}: damaged ({error}); delete the folder") from error
+        if known != engine and self._empty():
             aside = path.with_name(f".engine.{os.getpid()}")
             aside.write_text(json.dumps(engine, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(aside, path)
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: damaged ({error}); delete the folder") from error
-        if known != engine:
+        elif known != engine:
             raise DataError(
                 f"{self.folder} holds translations of another engine, {known}, not of {engine}: "
                 "name another output or `memory`, or delete this folder"
             )
+
+    def _empty(self) -> bool:
+        """Return whether no whole line of a translation is here."""
+        return not any(b"\n" in file.read_bytes() for file in self.folder.glob("*.jsonl"))
 
     def refresh(self) -> None:
         """Read what all processes have added since."""
@@ -88,8 +96,13 @@ class Memory:
         self._known.setdefault((source, target, text), translation)
 
     def add(self, source: str, target: str, texts: Sequence[str], made: Iterable[str]) -> None:
-        """Keep the translations of a batch; when this returns, the system has them."""
+        """Keep the translations of a batch; when this returns, the system has them.
+
+        Raises:
+            DataError: if another engine has begun to fill the folder.
+        """
         if self._file is None:
+            self._check(self._engine)  # another may have taken an empty folder since
             self._file = self._new()
         rows = [(source, target, text, new) for text, new in zip(texts, made, strict=True)]
         self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())  # ASCII
