@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import tarfile
 
 import numpy as np
@@ -206,6 +207,24 @@ def test_a_shard_whose_end_is_nothing_but_zeros_is_no_whole_one(folder):
         assert len(found) == left
     file.write_bytes(whole + bytes(-len(whole) % 10240))
     assert not tar_index(file).truncated
+
+
+@pytest.mark.parametrize("blocking", [20, 64, 128, 2048])
+def test_the_padding_of_tar_with_larger_records_is_no_truncation(folder, tmp_path, blocking):
+    record = blocking * 512
+    with tarfile.open(folder / "000001.tar") as tar:
+        tar.extractall(tmp_path / "x", filter="data")
+    names = sorted(file.name for file in (tmp_path / "x").iterdir())
+    made = tmp_path / "made.tar"
+    words = ["tar", "-b", str(blocking), "-cf", str(made), "-C", str(tmp_path / "x"), *names]
+    subprocess.run(words, check=True)
+    assert made.stat().st_size % record == 0
+    assert not tar_index(made).truncated
+    cut = made.read_bytes()[: int(tar_index(made).places[6, 3, 0]) + 80]
+    made.write_bytes(cut + bytes(2**20 - len(cut)))
+    assert tar_index(made).truncated
+    made.write_bytes(cut + bytes(2**20 + 10240 - len(cut)))
+    assert tar_index(made).truncated
 
 
 def test_a_lone_sample_that_is_cut_is_not_kept(tmp_path):

@@ -19,9 +19,10 @@ import numpy as np
 
 from xlcm.data.manifest import DataError
 
-VERSION = 2  # of the index; a new one makes old ones void
+VERSION = 3  # of the index; a new one makes old ones void
 BLOCK = 512
 RECORD = 20 * BLOCK  # a finished tar is filled up with zeros to a multiple of this
+WIDER = tuple(BLOCK << power for power in range(6, 12))  # or of one of these: `tar -b 64` to 2048
 KINDS = ("pooled", "tokens", "views")
 PARTS = ("json", "txt", "image", *KINDS)
 IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "img"})
@@ -122,6 +123,10 @@ def _scan(path: Path, size: int) -> TarIndex:
             ) from error
         cut = True
     ending = _ending(path, end, size)
+    if ending == "padded":
+        last_whole = not samples or not _ends_in_zeros(path, samples[-1])
+        alike = len(samples) < 2 or not _lacks_parts(samples)
+        ending = "whole" if last_whole and alike else "zeroed"
     cut = cut or ending != "whole"
     if (
         cut
@@ -155,17 +160,21 @@ def _named(name: str) -> tuple[str | None, str | None]:
     return folder + slash + stem, part
 
 
-def _ending(path: Path, end: int, size: int) -> Literal["whole", "cut", "zeroed"]:
+def _ending(path: Path, end: int, size: int) -> Literal["whole", "padded", "cut", "zeroed"]:
     """Return what follows the last file: a block of zeros in every finished tar.
 
     More zeros than a finished tar has are the rest of a file whose place was kept on the disk
-    before all of it was there; so is anything behind them.
+    before all of it was there; so is anything behind them. What `tar -b` adds to a full record of
+    its own is known by the size of the file.
     """
     with open(path, "rb") as file:
         file.seek(end)
         if size < end + BLOCK or any(file.read(BLOCK)):
             return "cut"
-    return "zeroed" if size - end > 2 * RECORD else "whole"
+    if size - end <= 2 * RECORD:
+        return "whole"
+    needed = end + 2 * BLOCK
+    return "padded" if any(size == -(-needed // wide) * wide for wide in WIDER) else "zeroed"
 
 
 def _lacks_parts(samples: list[dict[str, Place]]) -> bool:
