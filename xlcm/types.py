@@ -28,6 +28,8 @@ class Caption:
             words as in `xlcm.data.scenes.NOISE_KINDS`.
         quality: signals of how good a translation it is, (name, number or word) each; the
             names are those of `xlcm.translation.quality`.
+        relevant: the ids of further items of the same split that it describes as well as its
+            own: right answers in an evaluation. Training doesn't look at them.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Caption:
     engine: str | None = None
     noise: tuple[str, ...] = ()
     quality: tuple[tuple[str, float | str], ...] = ()
+    relevant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,10 @@ INJECTIONS = {
         lambda f: f.item({"id": "me", "of": "me", "origin": "mt"}),
     ],
     "of_other_item": [lambda f: f.item({"of": "i0#0", "origin": "mt"})],
+    "relevant_nowhere": [
+        lambda f: f.item({"relevant": ["i0", "nobody", "i1"]}),
+        lambda f: (f.item(split="val", id="other"), f.item({"relevant": ["i1", "other"]})),
+    ],
     "unknown_language": [
         lambda f: f.item({"lang": "jp"}, {"lang": "EN"}), lambda f: f.item({"lang": "zh_CN"}),
     ],

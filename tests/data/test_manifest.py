@@ -47,10 +47,12 @@ def caption(**changes) -> bytes:
 
 
 def test_what_the_writer_writes_the_reader_reads(tmp_path):
+    several = (Caption("3#0", "en", "Dogs", relevant=("0", "2")),)
     items = [item(0), item(1, "val", image=None, video="v.mp4"), item(2, features="k", captions=())]
+    items.append(item(3, captions=several))
     path = write(tmp_path / "m.jsonl", items)
     assert [replace(i, where="") for i in read_manifest(path)] == items
-    assert [i.where for i in read_manifest(path)] == [f"{path}:{n}" for n in (1, 2, 3)]
+    assert [i.where for i in read_manifest(path)] == [f"{path}:{n}" for n in (1, 2, 3, 4)]
 
 
 def test_bom_windows_line_ends_and_blank_lines_are_tolerated(tmp_path):
@@ -93,6 +95,11 @@ def test_bom_windows_line_ends_and_blank_lines_are_tolerated(tmp_path):
         (caption(quality={"a": 1.0, "b": float("nan")}), "captions[0].quality.b is nan"),
         (caption(quality={"a": float("inf")}), "captions[0].quality.a is inf"),
         (caption(quality={"a": 0}).replace(b"0}", b"-1e999}"), "captions[0].quality.a is -inf"),
+        (caption(relevant="2"), "captions[0].relevant must be a list of ids of items, got text"),
+        (caption(relevant=["2", 3]), "captions[0].relevant must be a list of ids of items"),
+        (caption(relevant=[""]), "captions[0].relevant must be a list of ids of items"),
+        (caption(relevant=["2", "3", "2"]), "captions[0].relevant names '2' twice"),
+        (caption(relevant=["2", "1"]), "captions[0].relevant names '1' itself, the item that"),
         (line(id="9").replace(b'"9"', b"9" * 5000), "not JSON"),
         (line(id="a\ud800"), "id has U+D800 at 1, half of a character"),
         (line(split="\udfff"), "split has U+DFFF at 0"),
@@ -125,8 +132,11 @@ def test_whole_characters_outside_the_basic_plane_are_read_however_they_are_writ
 
 
 def test_items_made_by_the_reader_are_as_any_other():
-    read = parse_item(caption(origin="mt", of="0", engine="x", noise=["a"], quality={"b": 1}))
-    made = Caption("1#0", "en", "x", "mt", "0", "x", ("a",), (("b", 1),))
+    row = caption(
+        origin="mt", of="0", engine="x", noise=["a"], quality={"b": 1}, relevant=["3", "2"]
+    )
+    read = parse_item(row)
+    made = Caption("1#0", "en", "x", "mt", "0", "x", ("a",), (("b", 1),), ("3", "2"))
     assert read == Item("1", "train", (made,))
     assert (hash(read), repr(read)) == (hash(Item("1", "train", (made,))), repr(replace(read)))
     assert pickle.loads(pickle.dumps(read)) == read

@@ -129,6 +129,7 @@ CAPTION_FAULTS = {
     "control character": ("control_character", {"text": "a\0b"}),
     "of nowhere": ("of_nowhere", {"origin": "mt", "of": "nobody"}),
     "of another item": ("of_other_item", {"origin": "mt", "of": "i0#0"}),
+    "relevant nowhere": ("relevant_nowhere", {"relevant": ["nobody"]}),
     "id of another item": ("duplicate_caption", {"id": "i0#0"}),
 }
 IMAGES = [name for name, (kind, _) in ROW_FAULTS.items() if kind.startswith("image")]

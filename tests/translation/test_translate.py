@@ -123,6 +123,18 @@ def test_translations_and_their_way_back_join_the_captions(manifest):
     assert report.counts["duplicate_caption"] == report.counts["of_nowhere"] == 0
 
 
+def test_translations_are_right_for_the_items_that_their_source_is_right_for(tmp_path):
+    first = Item("0", "test", (Caption("0#0", "en", "A red fish.", relevant=("2", "1")),))
+    with ManifestWriter(tmp_path / "in.jsonl") as writer:
+        for item in (first, Item("1", "test", ()), Item("2", "test", ())):
+            writer.write(item)
+    run(config(tmp_path / "in.jsonl", back=True))
+    captions = next(read_manifest(tmp_path / "out.jsonl")).captions
+    assert [(c.origin, c.relevant) for c in captions] == [
+        (origin, ("2", "1")) for origin in ("human", "mt", "back")
+    ]
+
+
 def test_equal_texts_are_translated_once(manifest, tmp_path):
     run(config(manifest, engine=shouting(tmp_path), back=False))
     lines = asked(tmp_path)

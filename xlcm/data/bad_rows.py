@@ -30,7 +30,7 @@ from xlcm.data.manifest import DataError
 from xlcm.types import Item
 
 Visual: TypeAlias = Literal["image", "features", "none"]
-VERSION = 2  # of the rules; a new one makes old results void
+VERSION = 3  # of the rules; a new one makes old results void
 WORTH_WORKERS = 64  # pictures
 
 

@@ -26,6 +26,7 @@ KINDS = {
     "split_overlap": "one id, file, key or picture in two splits",
     "of_nowhere": "`of` names no caption",
     "of_other_item": "`of` names a caption of another item",
+    "relevant_nowhere": "`relevant` names no item of the caption's split",
     "unknown_language": "no BCP 47 code",
     "caption_empty": "a caption without text",
     "caption_too_long": "a caption over the length",
@@ -167,6 +168,7 @@ class Identities:
 
     def __init__(self) -> None:
         self._items, self._captions, self._places = Digests(), Digests(), Digests()
+        self._members = Digests()  # of splits
         self._wandering: set[int] = set()
         self._suspects: set[int] = set()
         self._seen_items: dict[str, tuple[str, str]] = {}
@@ -182,10 +184,13 @@ class Identities:
             content: digest of the picture's bytes, where pictures are compared too.
         """
         self._items.add(item.id, line)
+        self._members.add(f"{item.split}\0{item.id}", line)
         own = {caption.id for caption in item.captions}
         for caption in item.captions:
             self._captions.add(caption.id, line)
-            if caption.of is not None and (caption.of not in own or caption.of == caption.id):
+            if caption.relevant or (
+                caption.of is not None and (caption.of not in own or caption.of == caption.id)
+            ):
                 self._wandering.add(line)
         for place in _places(item, content):
             self._places.add(place, line)
@@ -220,6 +225,11 @@ class Identities:
                 yield Fault(item.where, item.id, caption.id, "duplicate_caption",
                             f"caption id {caption.id!r} was used before, at {first}")  # fmt: skip
             own.add(caption.id)
+            for other in caption.relevant:
+                if f"{item.split}\0{other}" not in self._members:
+                    yield Fault(item.where, item.id, caption.id, "relevant_nowhere",
+                                f"caption {caption.id!r} has the relevant item {other!r}, which "
+                                f"split {item.split!r} doesn't hold")  # fmt: skip
         strangers = {
             c.id: c.of
             for c in item.captions

@@ -18,7 +18,9 @@ from xlcm.types import Caption, Item
 REQUIRED_ITEM = ("id", "split", "captions")
 ITEM_KEYS = frozenset({*REQUIRED_ITEM, "image", "video", "features"})
 REQUIRED_CAPTION = ("id", "lang", "text")
-CAPTION_KEYS = frozenset({*REQUIRED_CAPTION, "origin", "of", "engine", "noise", "quality"})
+CAPTION_KEYS = frozenset(
+    {*REQUIRED_CAPTION, "origin", "of", "engine", "noise", "quality", "relevant"}
+)
 ORIGINS = frozenset({"human", "mt", "back"})
 
 _decode = json.JSONDecoder().decode
@@ -95,7 +97,8 @@ def parse_item(raw: bytes, where: str = "") -> Item:
                     if type(row.get(n)) not in _text_or_none)  # fmt: skip
         _fail(where, f"{name!r} must be text, got {_kind(row[name])}")
     item: Any = _new(_OpenItem)
-    item.id, item.split, item.captions = identity, split, tuple(_captions(captions, where))
+    item.id, item.split = identity, split
+    item.captions = tuple(_captions(captions, where, identity))
     item.image, item.video, item.features, item.where = image, video, features, where
     item.__class__ = Item
     return item
@@ -116,7 +119,7 @@ def _row(raw: bytes, where: str) -> Any:
         _fail(where, "not a manifest line: too many brackets inside one another")
 
 
-def _captions(rows: list[Any], where: str) -> Iterator[Caption]:
+def _captions(rows: list[Any], where: str, owner: str) -> Iterator[Caption]:
     for position, row in enumerate(rows):
         if type(row) is not dict:
             _fail(where, f"captions[{position}] must be an object {{...}}, got {_kind(row)}")
@@ -129,12 +132,13 @@ def _captions(rows: list[Any], where: str) -> Iterator[Caption]:
             _fail(where, f"captions[{position}]: key {error} is missing; a caption needs {needs}")
         if len(row) == 4 and "origin" in row:  # then no other key is there
             origin, of, engine, noise, quality = row["origin"], None, None, None, None
+            relevant = None
         else:
             if not row.keys() <= CAPTION_KEYS:
                 _unknown(row, CAPTION_KEYS, where, f"captions[{position}].")
             get = row.get
             origin, of, engine = get("origin", "human"), get("of"), get("engine")
-            noise, quality = get("noise"), get("quality")
+            noise, quality, relevant = get("noise"), get("quality"), get("relevant")
         if not (
             type(identity) is str and identity and type(lang) is str and type(text) is str
             and (of is None or type(of) is str) and (engine is None or type(engine) is str)
@@ -148,6 +152,7 @@ def _captions(rows: list[Any], where: str) -> Iterator[Caption]:
         caption.origin, caption.of, caption.engine = origin, of, engine
         caption.noise = () if noise is None else _noise(noise, where, position)
         caption.quality = () if quality is None else _quality(quality, where, position)
+        caption.relevant = () if relevant is None else _relevant(relevant, where, position, owner)
         caption.__class__ = Caption
         yield caption
 
@@ -179,6 +184,17 @@ def _quality(quality: Any, where: str, position: int) -> tuple[tuple[str, float 
         elif kind is not int and kind is not str:
             _fail(where, f"{place} must be names with numbers or words, got {_kind(quality)}")
     return tuple(quality.items())
+
+
+def _relevant(ids: Any, where: str, position: int, owner: str) -> tuple[str, ...]:
+    place = f"captions[{position}].relevant"
+    if type(ids) is not list or not all(type(one) is str and one for one in ids):
+        _fail(where, f"{place} must be a list of ids of items, got {_kind(ids)}")
+    if len({owner, *ids}) <= len(ids):
+        twice = next(one for n, one in enumerate([owner, *ids]) if one in [owner, *ids][:n])
+        _fail(where, f"{place} names {twice!r} " + ("twice" if twice != owner else
+              "itself, the item that the caption stands at: leave it out"))  # fmt: skip
+    return tuple(ids)
 
 
 def refuse_halves(row: Any, where: str) -> None:
@@ -246,6 +262,7 @@ def to_line(item: Item, where: str = "") -> bytes:
             **{k: v for k in ("of", "engine") if (v := getattr(caption, k)) is not None},
             **({"noise": list(caption.noise)} if caption.noise else {}),
             **({"quality": dict(caption.quality)} if caption.quality else {}),
+            **({"relevant": list(caption.relevant)} if caption.relevant else {}),
         }
         for caption in item.captions
     ]  # fmt: skip

@@ -213,10 +213,11 @@ def _made(
     quality = measure(
         config.quality, source, config.source, text, target, back if config.back else None
     )
-    yield Caption(identity, target, text, "mt", caption.id, label, (), quality)
+    right = caption.relevant  # what the caption says of further items, its translation says too
+    yield Caption(identity, target, text, "mt", caption.id, label, (), quality, right)
     if back:
         name = f"{identity}.{config.source}"
-        yield Caption(name, config.source, back, "back", identity, label, (), quality)
+        yield Caption(name, config.source, back, "back", identity, label, (), quality, right)
 
 
 def _without_result(
