@@ -186,6 +186,100 @@ def test_an_interrupted_writing_goes_on_with_nothing_else_and_in_one_process(
     assert (tmp_path / "out" / "000000.tar").is_file()
 
 
+AT_EACH_LINE = """
+import os, sys
+from pathlib import Path
+from xlcm.data import shard_writer
+
+def write(out, noted):
+    with shard_writer.ShardWriter(out, "train", about="rows") as writer:
+        done = writer.kept or 0
+        for row in range(done, 2):
+            writer.begin()
+            writer.add([("json", str(row).encode())])
+            if not row:
+                writer.keep(1)
+                os.write(noted, b".")
+    return done
+
+def dies_at(line):
+    def trace(frame, event, argument):
+        nonlocal line
+        if frame.f_code.co_filename != shard_writer.__file__:
+            return None
+        if event == "line":
+            line -= 1
+            if not line:
+                os._exit(1)
+        return trace
+    return trace
+
+def content(out):
+    return {file.name: file.read_bytes() for file in Path(out).iterdir()}
+
+here = Path(sys.argv[1])
+write(here / "whole", os.open(here / "none", os.O_CREAT | os.O_WRONLY))
+line, status, finished = 0, 1, 0
+while status:
+    line += 1
+    out, noted = here / f"{line}", os.open(here / f"noted{line}", os.O_CREAT | os.O_RDWR)
+    child = os.fork()
+    if not child:
+        sys.settrace(dies_at(line))
+        write(out, noted)
+        sys.settrace(None)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    kept = os.fstat(noted).st_size
+    if out.exists():
+        finished += 1
+        try:
+            write(out, noted)
+            raise SystemExit("a finished folder was written again")
+        except shard_writer.DataError as error:
+            assert "is there already" in str(error)
+    else:
+        went_on = write(out, noted)
+        assert went_on >= kept, f"line {line}: {kept} rows were kept, but it began at {went_on}"
+    assert content(out) == content(here / "whole"), f"line {line}: {[*content(out)]}"
+    assert not (here / f".{out.name}.part").exists()
+print(line, finished)
+"""
+
+
+def test_a_writing_goes_on_from_its_last_place_wherever_it_was_killed(tmp_path):
+    """The process ends before each single line of the writer, in turn."""
+    words = [sys.executable, "-c", AT_EACH_LINE, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines, finished = map(int, done.stdout.split())
+    assert lines > 60
+    assert finished > 3  # between the new name and the end
+
+
+def test_a_full_disk_at_the_end_costs_nothing_that_was_kept(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    def write_one():
+        with ShardWriter(tmp_path / "out", "train", about="rows") as writer:
+            writer.begin()
+            writer.add([("json", b"{}")])
+            writer.keep(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", full)
+        with pytest.raises(OSError, match="no space"):
+            write_one()
+    with ShardWriter(tmp_path / "out", "train", about="rows") as writer:
+        assert writer.kept == 1
+    assert [file.name for file in sorted((tmp_path / "out").iterdir())] == [
+        "000000.tar",
+        "shards.json",
+    ]
+
+
 def test_a_shard_is_on_the_disk_before_it_is_noted_as_whole(tmp_path, monkeypatch):
     on_disk = []
     monkeypatch.setattr(os, "fsync", lambda file: on_disk.append(os.fstat(file)[:]))

@@ -10,7 +10,8 @@ from typing import Any
 from xlcm.data.hf_rows import picture_bytes
 from xlcm.data.images import load_image
 from xlcm.data.manifest import DataError
-from xlcm.data.shard_writer import Part, ShardWriter, Written, json_part
+from xlcm.data.shard_parts import Part, json_part
+from xlcm.data.shard_writer import ShardWriter, Written
 from xlcm.data.sources.base import Skipped
 from xlcm.data.sources.columns import ROW, Layout
 from xlcm.data.sources.gathering import gather

@@ -9,26 +9,22 @@ import math
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from xlcm.data.dataset import ManifestDataset
-from xlcm.data.images import load_image
-from xlcm.data.manifest import DataError, to_line
+from xlcm.data.manifest import DataError
+from xlcm.data.shard_parts import Part, item_parts
 from xlcm.data.shards import INDEX
 from xlcm.data.sources.hf import ReadError
-from xlcm.data.tar_index import IMAGE_ENDINGS
-from xlcm.types import Item
 
 VERSION = 1
 PROGRESS, LOCK = "progress.json", "lock"  # of a folder that is not finished
-Part = tuple[str, bytes]  # ending of the name, content
 
 
 @dataclass
@@ -89,7 +85,7 @@ def write_shards(
         for chosen in np.array_split(order, number):
             writer.begin()
             for index in chosen.tolist():
-                writer.add(_parts(dataset, index, images, check), skip=skip)
+                writer.add(item_parts(dataset, index, images, check), skip=skip)
                 on_item()
     return Written(writer.folder, writer.items, writer.skipped)
 
@@ -125,8 +121,7 @@ class ShardWriter:
         self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> ShardWriter:
-        if self.folder.exists():
-            raise DataError(f"{self.folder} is there already; give another --out, or remove it")
+        self._refuse_finished()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         ending = os.getpid() if self._about is None else "part"
         self._aside = self.folder.with_name(f".{self.folder.name}.{ending}")
@@ -134,14 +129,32 @@ class ShardWriter:
             shutil.rmtree(self._aside, ignore_errors=True)
         self._aside.mkdir(exist_ok=self._about is not None)
         if self._about is not None:
-            self._lock = open(self._aside / LOCK, "ab")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._lock.close()
-                raise DataError(f"{self.folder}: another process is writing it") from error
+            self._own()
             self._go_on()
         return self
+
+    def _own(self) -> None:
+        """Lock what lies aside."""
+        self._lock = open(self._aside / LOCK, "ab")  # noqa: SIM115 -- held while it is written
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise DataError(f"{self.folder}: another process is writing it") from error
+        if self.folder.exists():  # by now
+            self._lock.close()
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self._refuse_finished()
+
+    def _refuse_finished(self) -> None:
+        if self.folder.exists():
+            if (self.folder / INDEX).is_file():
+                self._tidy()  # a kill may have come between the last two steps
+            raise DataError(f"{self.folder} is there already; give another --out, or remove it")
+
+    def _tidy(self) -> None:
+        for file in (PROGRESS, LOCK):
+            (self.folder / file).unlink(missing_ok=True)
 
     def _go_on(self) -> None:
         """Take up what lies aside; a shard that is no longer known as whole is written again."""
@@ -217,8 +230,11 @@ class ShardWriter:
             self._end()
             if kind is None:
                 self._finish()
+        except DataError:
+            worth = False
+            raise
         finally:
-            if kind is None or not worth or self._about is None:
+            if not worth or self._about is None:
                 shutil.rmtree(self._aside, ignore_errors=True)
             if self._about is not None:
                 self._lock.close()
@@ -230,10 +246,10 @@ class ShardWriter:
         listed = [{"file": _file(n), "items": items} for n, items in enumerate(self.items)]
         known = {"version": VERSION, "split": self.split, "items": sum(self.items)}
         text = json.dumps({**known, "shards": listed}, indent=1) + "\n"
-        for file in (PROGRESS, LOCK):
-            (self._aside / file).unlink(missing_ok=True)
         (self._aside / INDEX).write_text(text, encoding="utf-8")
+        _sync(self._aside / INDEX)
         os.rename(self._aside, self.folder)
+        self._tidy()  # last: until the folder has its name, they are the place to go on from
 
 
 def _sync(path: Path) -> None:
@@ -244,51 +260,3 @@ def _sync(path: Path) -> None:
 
 def _file(number: int) -> str:
     return f"{number:06d}.tar"
-
-
-def _parts(dataset: ManifestDataset, index: int, images: bool, check: bool) -> Iterator[Part]:
-    """Yield the files of an item.
-
-    Raises:
-        DataError: naming the manifest's line, if one can't be had.
-    """
-    item = dataset[index]
-    yield json_part(item)
-    if images:
-        yield _picture(dataset, index, check)
-    if dataset.store is not None:
-        found = dataset.load_features(index)
-        if isinstance(found, Tensor):
-            yield f"{'pooled' if found.ndim == 1 else 'tokens'}.npy", _npy([found])
-        else:
-            yield "views.npy", _npy(found, stack=True)
-
-
-def json_part(item: Item) -> Part:
-    """Return the manifest line of an item, without the paths that a shard has no use for."""
-    return "json", to_line(replace(item, image=None, video=None), item.where)
-
-
-def _picture(dataset: ManifestDataset, index: int, check: bool) -> Part:
-    item = dataset[index]
-    if item.image is None:
-        raise DataError(f"{item.where}: item {item.id!r} has no image; --no-images writes "
-                        "captions and features alone", kind="image_missing")  # fmt: skip
-    try:
-        data = (dataset.image_root / item.image).read_bytes()
-        if check:
-            load_image(data, name=item.image)
-    except OSError as error:
-        raise DataError(f"{item.where}: image {item.image!r}: {error.strerror}",
-                        kind="image_missing") from error  # fmt: skip
-    except DataError as error:
-        raise DataError(f"{item.where}: {error}", kind=error.kind) from error
-    ending = Path(item.image).suffix[1:].lower()
-    return ending if ending in IMAGE_ENDINGS else "img", data
-
-
-def _npy(values: Sequence[Tensor], stack: bool = False) -> bytes:
-    out = io.BytesIO()
-    arrays = [value.numpy() for value in values]
-    np.save(out, np.stack(arrays) if stack else arrays[0], allow_pickle=False)
-    return out.getvalue()
