@@ -2,14 +2,16 @@ import argparse
 import hashlib
 import importlib
 import json
+import tracemalloc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from xlcm.data.manifest import DataError, read_manifest
 from xlcm.data.sources import SOURCES, xtd10
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
-from xlcm.data.sources.report import OWN
+from xlcm.data.sources.report import OWN, Keys
 from xlcm.types import Caption, Item
 
 
@@ -115,6 +117,29 @@ def test_a_picture_in_two_splits_is_a_leak(load, capsys):
     assert "LEAK: 1 of 2 pictures of train are in test too: pic:1" in shown
     assert "1 items of train show a picture that the split holds already" in shown
     assert load(plan(items))[0] == 0, "ids differ, and no key says that they are one picture"
+
+
+def test_the_first_of_many_shared_pictures_are_named_in_order(load):
+    numbers = np.random.default_rng(0).permutation(1500)
+    items = [item(f"{n:04d}-{split}", split) for split in ("train", "test") for n in numbers]
+    leaks = load(plan(items, key=lambda i: i.id[:4]))[2]["leaks"]
+    assert [(leak["pictures"], leak["first"]) for leak in leaks] == [
+        (1500, ["0000", "0001", "0002", "0003", "0004"])
+    ]
+
+
+def test_keys_of_pictures_take_few_bytes_each():
+    count = 100_000
+    tracemalloc.start()
+    keys = Keys()
+    for number in range(count):
+        keys.add(f"{number:09d}.jpg")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 12 * count
+    assert len(keys) == count
+    assert "000000007.jpg" in keys
+    assert "7.jpg" not in keys
 
 
 def test_pictures_of_other_manifests_are_counted_split_by_split(load):

@@ -275,4 +275,5 @@ def test_a_manifest_of_this_packing_is_understood_by_other_sources(tmp_path):
     command(root, "--dataset", "flickr30k-cn")
     plan = Plan("multi30k", "x", "", "", "", (), lambda: iter(()), key=multi30k_key)
     keys = overlaps(plan, [str(tmp_path / "m.jsonl")])[str(tmp_path / "m.jsonl")]
-    assert keys["train"] == {"flickr:10", "flickr:11"}
+    assert len(keys["train"]) == 2
+    assert all(key in keys["train"] for key in ("flickr:10", "flickr:11"))

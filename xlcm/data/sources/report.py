@@ -6,10 +6,14 @@ import hashlib
 import importlib
 import json
 import os
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xlcm.data.manifest import DataError, lines, read_manifest
 from xlcm.data.sources.base import Expected, Plan
@@ -17,10 +21,43 @@ from xlcm.data.sources.image_paths import SHOWN
 from xlcm.data.tables import say, table
 from xlcm.types import Item
 
-Keys = dict[str, dict[str, set[str]]]
-"""Manifest -> split -> keys of its pictures."""
 OWN = frozenset({"coco-json", "csv", "folder", "hf", "jsonl", "lines"})
 """Readers of a user's own files: only the ids can say which pictures they show."""
+
+
+class Keys:
+    """Keys of pictures as 64-bit digests: 8 bytes each, where names of millions fill the memory."""
+
+    def __init__(self) -> None:
+        self._digests = array("q")
+        self._unique: np.ndarray | None = None
+
+    def add(self, key: str) -> None:
+        """Note a key."""
+        self._unique = None
+        self._digests.append(hash(key))
+
+    @property
+    def unique(self) -> np.ndarray:
+        """The digests, each once, sorted; int64."""
+        if self._unique is None:
+            self._unique = np.unique(np.array(self._digests, dtype=np.int64))
+        return self._unique
+
+    @property
+    def repeated(self) -> int:
+        """How many keys were noted that had been noted before."""
+        return len(self._digests) - len(self)
+
+    def __len__(self) -> int:
+        return len(self.unique)
+
+    def __contains__(self, key: str) -> bool:
+        return bool(np.isin(hash(key), self.unique))
+
+    def shared(self, other: Keys) -> np.ndarray:
+        """Return the digests that both have, sorted."""
+        return np.intersect1d(self.unique, other.unique, assume_unique=True)
 
 
 class Report:
@@ -36,8 +73,7 @@ class Report:
         self.captions: Counter[tuple[str, str, str]] = Counter()  # split, lang, origin
         self.bare: Counter[str] = Counter()  # items without captions
         self.written: Counter[str] = Counter()
-        self.keys: dict[str, set[str]] = {}
-        self.repeated: Counter[str] = Counter()  # items whose picture was met in their split
+        self.keys: dict[str, Keys] = {}
         self.digests: dict[str, str] = {}
         self.leaks: list[dict[str, Any]] = []
         self.against: list[dict[str, Any]] = []
@@ -55,32 +91,56 @@ class Report:
         """Count an item that is in the manifest; call it in the manifest's order."""
         self.written[item.split] += 1
         self._order.append(item.split)
-        key = self.plan.key(item) if self.plan.key else item.id
-        keys = self.keys.setdefault(item.split, set())
-        self.repeated[item.split] += key in keys
-        keys.add(key)
+        self.keys.setdefault(item.split, Keys()).add(self._key(item))
 
-    def finish(self, out: str | Path, notes: Sequence[str], against: Keys) -> None:
+    def _key(self, item: Item) -> str:
+        return self.plan.key(item) if self.plan.key else item.id
+
+    def finish(
+        self, out: str | Path, notes: Sequence[str], against: Mapping[str, Mapping[str, Keys]]
+    ) -> None:
         """Digest the manifest's lines and compare the splits with each other and with others."""
         digests = {split: hashlib.sha256() for split in self.written}
         for split, (_, _, raw) in zip(self._order, lines(out), strict=True):
             digests[split].update(raw)
         self.digests = {split: digest.hexdigest() for split, digest in digests.items()}
         splits = list(self.keys)
+        found: list[tuple[dict[str, Any], np.ndarray]] = []
         for i, one in enumerate(splits):
             for other in splits[i + 1 :]:
-                self._compare(self.leaks, one, self.keys[other], split=other)
+                found += self._compare(self.leaks, one, self.keys[other], split=other)
         for path, theirs in against.items():
             for one in splits:
                 for other, keys in theirs.items():
-                    self._compare(self.against, one, keys, manifest=path, split=other)
+                    found += self._compare(self.against, one, keys, manifest=path, split=other)
+        if found:
+            self._name(found, out)
         self.notes = [*notes, *self.plan.notes]
 
-    def _compare(self, to: list[dict[str, Any]], one: str, keys: set[str], **other: str) -> None:
-        shared = self.keys[one] & keys
-        if shared:
+    def _compare(
+        self, to: list[dict[str, Any]], one: str, keys: Keys, **other: str
+    ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        shared = self.keys[one].shared(keys)
+        if len(shared):
             share = {"pictures": len(shared), "of": len(self.keys[one])}
-            to.append({"of_split": one, **other, **share, "first": sorted(shared)[:SHOWN]})
+            to.append({"of_split": one, **other, **share, "first": []})
+            yield to[-1], shared
+
+    def _name(self, found: list[tuple[dict[str, Any], np.ndarray]], out: str | Path) -> None:
+        """Read the manifest once more, for the names that digests stand for."""
+        names: list[set[str]] = [set() for _ in found]
+        for item in read_manifest(out):
+            key = self._key(item)
+            for (row, shared), named in zip(found, names):
+                if row["of_split"] != item.split or key in named:
+                    continue
+                at = int(np.searchsorted(shared, hash(key)))
+                if at < len(shared) and shared[at] == hash(key):
+                    named.add(key)
+                    if len(named) > 1000:
+                        named.intersection_update(nsmallest(SHOWN, named))
+        for (row, _), named in zip(found, names):
+            row["first"] = nsmallest(SHOWN, named)
 
     @property
     def rows(self) -> list[tuple[str, str, int, int | None]]:
@@ -120,8 +180,8 @@ class Report:
         for split, n in self.bare.items():
             if n:
                 say(f"{n:,} items of {split} have no captions")
-        for split, n in self.repeated.items():
-            if n:
+        for split, keys in self.keys.items():
+            if n := keys.repeated:
                 say(f"{n:,} items of {split} show a picture that the split holds already")
         for leak in self.leaks:
             say(f"LEAK: {_told(leak)} are in {leak['split']} too: {', '.join(leak['first'])}")
@@ -177,8 +237,8 @@ def _told(leak: Mapping[str, Any]) -> str:
 # -- other manifests ----------------------------------------------------------------------------
 
 
-def overlaps(plan: Plan, paths: Sequence[str]) -> Keys:
-    """Return the keys of other manifests' pictures.
+def overlaps(plan: Plan, paths: Sequence[str]) -> dict[str, dict[str, Keys]]:
+    """Return the keys of other manifests' pictures, by manifest and split.
 
     A manifest whose report names its source is read by that source's `picture_key`; any other, and
     a user's own files, by this plan's key, as if it came from the same source. When this plan
@@ -187,7 +247,7 @@ def overlaps(plan: Plan, paths: Sequence[str]) -> Keys:
     Raises:
         DataError: for what is no manifest.
     """
-    keys: Keys = {}
+    keys: dict[str, dict[str, Keys]] = {}
     for path in paths:
         key = plan.key or _own_id if plan.name in OWN else _key_of(path) or plan.key or _own_id
         if not Path(path).is_file():
@@ -198,7 +258,7 @@ def overlaps(plan: Plan, paths: Sequence[str]) -> Keys:
                 name = key(item)
             except (ValueError, LookupError):  # an id of another kind than this source's
                 name = item.id
-            splits.setdefault(item.split, set()).add(name)
+            splits.setdefault(item.split, Keys()).add(name)
     return keys
 
 
