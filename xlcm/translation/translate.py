@@ -15,9 +15,9 @@ from typing import Any
 from xlcm.config import ConfigError, build
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.data.moving import Moving
+from xlcm.data.progress import Progress
 from xlcm.translation.engines import Engine, engines
 from xlcm.translation.memory import Memory
-from xlcm.translation.progress import Progress
 from xlcm.translation.quality import measure, need_packages
 from xlcm.translation.settings import TranslateConfig
 from xlcm.types import Caption, Item
