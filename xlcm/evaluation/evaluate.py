@@ -136,6 +136,7 @@ def evaluate(
     report = evaluate_embeddings(
         image,
         text,
+        relevant=asked.relevant,
         dataset=dataset.name,
         split=dataset.split,
         source_lang=config.source_lang,
@@ -144,7 +145,9 @@ def evaluate(
         **rules,
     )
     if config.fusion is not None:
-        report.fused = fused_results(image, text, translation, config.fusion.weights, **rules)
+        report.fused = fused_results(
+            image, text, translation, config.fusion.weights, relevant=asked.relevant, **rules
+        )
     return SplitResult(report, asked.texts, dataset)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xlcm.evaluation.ranks import Ties
 from xlcm.evaluation.report import FusedResult
-from xlcm.evaluation.retrieval import evaluate_embeddings
+from xlcm.evaluation.retrieval import captioned_images, evaluate_embeddings
 
 FLAT = 1e-6  # a range this small beside the scores is rounding: all are equal
 
@@ -97,6 +97,7 @@ def fused_results(
     translation: Mapping[str, Tensor],
     weights: Sequence[float],
     *,
+    relevant: Mapping[str, Tensor] | None = None,
     visual: Literal["image", "video"] = "image",
     gallery: Literal["all", "captioned"] = "all",
     ties: Ties = "average",
@@ -111,6 +112,7 @@ def fused_results(
         target: by language the queries `(M, d)` and `(M,)` the image that each describes.
         translation: by language the queries' translations `(M, d)`.
         weights: of the translations, in [0, 1].
+        relevant: by language the queries' further right images, as for `evaluate_embeddings`.
         visual: as the other options, see `evaluate_embeddings`.
         gallery: see there; scores are scaled over the gallery that is ranked.
         ties: see there.
@@ -122,9 +124,12 @@ def fused_results(
         ValueError: for a weight out of range, or as `evaluate_embeddings` does.
     """
     ranges: dict[str, tuple[Range, Range]] = {}
+    relevant = relevant or {}
     for lang, rows in translation.items():
         queries, owner = target[lang]
-        shown = image[torch.unique(owner).to(image.device)] if gallery == "captioned" else image
+        shown = image
+        if gallery == "captioned":
+            shown = image[captioned_images(owner, relevant.get(lang)).to(image.device)]
         ranges[lang] = score_range(shown, queries), score_range(shown, rows)
     found = []
     for weight in weights:
@@ -135,6 +140,7 @@ def fused_results(
         report = evaluate_embeddings(
             image,
             text,
+            relevant={lang: pairs for lang, pairs in relevant.items() if lang in text},
             dataset="",
             split="",
             visual=visual,

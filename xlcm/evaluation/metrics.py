@@ -30,7 +30,7 @@ class QueryStatistics:
     Args:
         rank: `(Q,)` from 1 on, halves where scores tie.
         average_precision: `(Q,)` in [0, 1].
-        image: `(Q,)` the image that a query is or describes; intervals draw images.
+        image: `(Q,)` the image that a query is, or that it stands at; intervals draw images.
         right: `(Q,)` how many right answers the gallery holds for it.
         gallery: how many candidates were ranked.
         official: how many queries recalls are shares of; those beyond Q are misses. None: Q.
@@ -50,7 +50,7 @@ class QueryStatistics:
 
 
 def text_to_image(ranks: Ranks, *, official: int | None = None) -> QueryStatistics:
-    """Each caption looks for its one image; its average precision is 1 / rank.
+    """Each caption looks for its image; where it has several, its rank is that of the best one.
 
     Args:
         ranks: of one language.
@@ -66,13 +66,23 @@ def text_to_image(ranks: Ranks, *, official: int | None = None) -> QueryStatisti
             f"official_queries is {official:,}, but {len(rank):,} captions were asked with: give "
             "the number of the whole benchmark, or leave it out"
         )
-    return QueryStatistics(rank, 1 / rank, owner, np.ones_like(owner), ranks.gallery, official)
+    right = np.ones_like(owner)
+    if ranks.relevant is None or ranks.text_precision is None:
+        return QueryStatistics(rank, 1 / rank, owner, right, ranks.gallery, official)
+    right += np.bincount(ranks.relevant[:, 0].numpy(), minlength=len(owner))
+    precision = ranks.text_precision.numpy()
+    return QueryStatistics(rank, precision, owner, right, ranks.gallery, official)
 
 
 def image_to_text(ranks: Ranks) -> QueryStatistics:
-    """Each captioned image looks for its captions; its rank is that of the best one."""
-    owner = ranks.caption_image.numpy()
-    images, right = np.unique(owner, return_counts=True)
+    """Each captioned image looks for its captions; its rank is that of the best one.
+
+    Its captions are all that it is a right image of.
+    """
+    owner = shown = ranks.caption_image.numpy()
+    if ranks.relevant is not None:
+        shown = np.concatenate([owner, ranks.relevant[:, 1].numpy()])
+    images, right = np.unique(shown, return_counts=True)
     return QueryStatistics(
         ranks.image_to_text.numpy(), ranks.average_precision.numpy(), images, right, len(owner)
     )

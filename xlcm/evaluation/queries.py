@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +13,11 @@ from torch import Tensor
 
 from xlcm.data.dataset import Dataset
 from xlcm.data.manifest import DataError
+from xlcm.data.subset import Subset
 from xlcm.evaluation.settings import EvaluationConfig, FusionConfig
 from xlcm.types import Caption, Item
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class Queries:
     Args:
         texts: by language.
         owners: by language, `(M,)` the numbers of the items that they describe.
+        relevant: by language that has any, `(P, 2)` the number of a text and that of a further
+            item that it describes.
         translations: by language other than the source, the translation of each of its texts;
             empty without fusion.
         visual: `video` if an item names one, `image` if any names one; None: neither.
@@ -28,6 +36,7 @@ class Queries:
 
     texts: dict[str, list[str]]
     owners: dict[str, Tensor]
+    relevant: dict[str, Tensor]
     translations: dict[str, list[str]]
     visual: Literal["image", "video"] | None
 
@@ -58,9 +67,64 @@ def queries(dataset: Dataset, config: EvaluationConfig) -> Queries:
     return Queries(
         texts={lang: [caption.text for _, caption in found] for lang, found in asked.items()},
         owners={lang: torch.tensor([i for i, _ in found]) for lang, found in asked.items()},
+        relevant=_relevant(dataset, asked),
         translations=translations,
         visual="video" if video else "image" if image else None,
     )
+
+
+def _relevant(
+    dataset: Dataset, asked: Mapping[str, Sequence[tuple[int, Caption]]]
+) -> dict[str, Tensor]:
+    """Find the further items that captions describe; most data have none, and none are looked up.
+
+    Items that were left out because they can't be used are no answers, and are counted.
+    """
+    named = {
+        lang: [(n, i, caption) for n, (i, caption) in enumerate(found) if caption.relevant]
+        for lang, found in asked.items()
+    }
+    if not any(named.values()):
+        return {}
+    numbers = {dataset[i].id: i for i in range(len(dataset))}
+    left_out = _left_out(dataset, numbers)
+    pairs: dict[str, list[tuple[int, int]]] = {lang: [] for lang in named}
+    gone: list[str] = []
+    for lang, rows in named.items():
+        for n, i, caption in rows:
+            for name in caption.relevant:
+                if name in left_out:
+                    gone.append(name)
+                elif numbers.get(name, i) == i:
+                    where = dataset[i].where or dataset.name
+                    raise DataError(
+                        f"{where}: caption {caption.id!r} names the relevant item {name!r}, and "
+                        f"split {dataset.split!r} has no other item of this name: take it out of "
+                        "`relevant`, or add the item (`xlcm data check` lists all such)"
+                    )
+                else:
+                    pairs[lang].append((n, numbers[name]))
+    if gone:
+        log.warning(
+            "%d right answers are items that are left out of %s, split %r, such as %r: their "
+            "captions are asked with those that are there", len(gone), dataset.name,
+            dataset.split, gone[0],
+        )  # fmt: skip
+    return {lang: torch.tensor(found) for lang, found in pairs.items() if found}
+
+
+def _left_out(dataset: Dataset, there: Container[str]) -> frozenset[str]:
+    """Return the ids that a subset leaves out of its whole."""
+    if not isinstance(dataset, Subset):
+        return frozenset()
+    whole: Dataset = dataset
+    while isinstance(whole, Subset):
+        whole = whole.dataset
+    names = set()
+    for number in range(len(whole)):
+        with suppress(DataError):  # a line that is no item was told of when it was left out
+            names.add(whole[number].id)
+    return frozenset(name for name in names if name not in there)
 
 
 def _translation(

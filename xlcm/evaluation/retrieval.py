@@ -14,7 +14,7 @@ from xlcm.evaluation import metrics
 from xlcm.evaluation.best import TopK
 from xlcm.evaluation.intervals import interval, resample
 from xlcm.evaluation.metrics import METRICS, Floats, QueryStatistics
-from xlcm.evaluation.ranks import EQUAL, Ranks, Ties, retrieval_ranks
+from xlcm.evaluation.ranks import EQUAL, Ranks, Ties, further_pairs, retrieval_ranks
 from xlcm.evaluation.report import DirectionResult, RetrievalReport
 
 RECALLS = METRICS[:3]
@@ -29,6 +29,7 @@ def evaluate_embeddings(
     image: Tensor,
     text: Mapping[str, tuple[Tensor, Tensor]],
     *,
+    relevant: Mapping[str, Tensor] | None = None,
     dataset: str,
     split: str,
     source_lang: str = "en",
@@ -52,6 +53,10 @@ def evaluate_embeddings(
         image: `(N, d)`, one row a picture or video.
         text: by language the captions' embeddings `(M, d)` and `(M,)` the index in [0, N) of
             the picture that each describes. Languages may differ in M and leave pictures out.
+        relevant: by language `(P, 2)` the number of a caption and of a further picture that is as
+            right as the one in `text`; languages where each caption has one right picture may be
+            left out. A caption's rank is that of its best right picture, and a picture's that of
+            the best caption it is right for.
         source_lang: the language that `gap_to` compares with.
         visual: what the directions are called by.
         gallery: `all` ranks every caption against all N pictures, also against those without a
@@ -75,6 +80,9 @@ def evaluate_embeddings(
         ValueError: for no language, or (naming the language) NaN, infinity or shapes that don't
             fit.
     """
+    relevant = relevant or {}
+    if extra := sorted(relevant.keys() - text.keys()):
+        raise ValueError(f"relevant has captions in {', '.join(extra)}, text has none")
     if not text:
         raise ValueError("no captions in any language: `text` is empty")
     if gallery not in ("all", "captioned"):
@@ -86,7 +94,8 @@ def evaluate_embeddings(
     asked: dict[str, QueryStatistics] = {}
     for lang, (rows, owner) in text.items():
         try:
-            ranks[lang] = _ranks(image, rows, owner, gallery == "captioned", options)
+            right = {**options, "relevant": relevant.get(lang)}
+            ranks[lang] = _ranks(image, rows, owner, gallery == "captioned", right)
             asked[lang] = metrics.text_to_image(ranks[lang], official=official_queries)
         except ValueError as error:
             raise ValueError(f"captions in {lang!r}: {error}") from error
@@ -123,6 +132,7 @@ def evaluate_embeddings(
         protocol={
             "gallery": gallery,
             "ties": TIES[ties],
+            **_several(ranks),
             "intervals": f"{bootstrap} bootstrap resamples of images, seed {seed}"
             if bootstrap
             else "none",
@@ -142,20 +152,52 @@ def evaluate_embeddings(
 def _ranks(
     image: Tensor, text: Tensor, owner: Tensor, captioned: bool, options: dict[str, Any]
 ) -> Ranks:
-    kept = torch.unique(owner.cpu())
+    further = options["relevant"]
+    if further is not None:
+        further = further_pairs(further, owner, len(image)).cpu() if len(further) else None
+    kept = captioned_images(owner, further)
     if not captioned or len(kept) == len(image) or not len(kept):
         return retrieval_ranks(image, text, owner, **options)
     if int(kept[0]) < 0 or int(kept[-1]) >= len(image):
-        return retrieval_ranks(image, text, owner)  # which says what is wrong
+        return retrieval_ranks(image, text, owner, **options)  # which says what is wrong
     inner = torch.searchsorted(kept, owner.cpu())
+    if further is not None:
+        shown = torch.searchsorted(kept, further[:, 1].contiguous())
+        options = {**options, "relevant": torch.stack([further[:, 0], shown], dim=1)}
     found = retrieval_ranks(image[kept.to(image.device)], text, inner, **options)
-    best = found.top_images
+    best, further = found.top_images, found.relevant
+    if further is not None:
+        further[:, 1] = kept[further[:, 1]]
     return replace(  # numbers of the caller's images again
         found,
         images=kept[found.images],
         caption_image=kept[found.caption_image],
         top_images=None if best is None else TopK(kept[best.index], best.score),
+        relevant=further,
     )
+
+
+def captioned_images(owner: Tensor, relevant: Tensor | None) -> Tensor:
+    """Return the images that a caption describes, ascending, on the CPU.
+
+    Args:
+        owner: `(M,)` the image of each caption.
+        relevant: `(P, 2)` caption and image of further right pairs.
+    """
+    if relevant is None:
+        return torch.unique(owner.cpu())
+    return torch.unique(torch.cat([owner.cpu(), relevant.cpu()[:, 1]]))
+
+
+def _several(ranks: Mapping[str, Ranks]) -> dict[str, Any]:
+    """Return for the protocol how many right pictures captions have, where one has several."""
+    shares = {
+        lang: 1 + len(one.relevant) / len(one.caption_image)
+        for lang, one in ranks.items()
+        if one.relevant is not None
+    }
+    notes = {"counted": "the best-ranked one", "pictures_a_caption": shares}
+    return {"several_right_pictures": notes} if shares else {}
 
 
 def _result(

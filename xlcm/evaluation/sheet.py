@@ -36,7 +36,8 @@ class SheetRow:
         found: indices of the pictures, best first.
         scores: their similarity with the text.
         right: index of the picture that the caption describes; None where nobody knows.
-        rank: its rank, from 1 on.
+        rank: its rank, from 1 on; that of the best one, if several are right.
+        further: indices of other pictures that it describes as well.
     """
 
     lang: str
@@ -45,6 +46,7 @@ class SheetRow:
     scores: Sequence[float]
     right: int | None = None
     rank: float | None = None
+    further: Sequence[int] = ()
 
 
 def sheet_rows(
@@ -102,6 +104,9 @@ def _row(
     ranks = report.ranks[lang]
     best = ranks.top_images
     assert best is not None
+    further: list[int] = []
+    if ranks.relevant is not None:
+        further = ranks.relevant[ranks.relevant[:, 0] == caption, 1].tolist()
     return SheetRow(
         lang,
         texts[caption],
@@ -109,6 +114,7 @@ def _row(
         best.score[caption, :columns].tolist(),
         int(ranks.caption_image[caption]),
         float(ranks.text_to_image[caption]),
+        further,
     )
 
 
@@ -155,8 +161,12 @@ def retrieval_sheet(
             for column, (index, score) in enumerate(zip(row.found, row.scores)):
                 box = (2.7 + column * (side + 0.1), top, side, side)
                 axes = _place(drawn, box, size)
-                _picture(axes, pictures[index], f"{score:.2f}", index == row.right)
+                _picture(axes, pictures[index], f"{score:.2f}", index in _right(row))
     return Path(path)
+
+
+def _right(row: SheetRow) -> set[int | None]:
+    return {row.right, *row.further}
 
 
 def _pictures(
@@ -211,7 +221,7 @@ def _query(drawn: Figure, row: SheetRow, top: float, size: tuple[float, float]) 
     )  # fmt: skip
     if row.rank is not None:
         note = f"right picture: rank {row.rank:,g}"
-        shown = row.right in row.found
+        shown = not _right(row).isdisjoint(row.found)
         drawn.text(
             x + 0.5 / size[0], y, note, size=8, color=RIGHT if shown else COLOURS[1], va="top"
         )
