@@ -1,6 +1,7 @@
 """Training rows straight from a Hugging Face stream: their order, their pictures, bad input."""
 
 import io
+import zipfile
 from itertools import chain
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from xlcm.config import ConfigError, build
-from xlcm.data.batching import RowStream
-from xlcm.data.collate import Collator
+from xlcm.config import build
+from xlcm.data.batching import Batching, RowStream
+from xlcm.data.collate import Collator, TrainLoader
 from xlcm.data.hf_rows import _Cursor
 from xlcm.data.hf_stream import HfStream
 from xlcm.data.images import to_pixels
@@ -19,7 +20,7 @@ from xlcm.data.manifest import DataError
 from xlcm.data.mixing import Mix, layout
 from xlcm.data.rows import survey
 from xlcm.data.shares import CountingLoader
-from xlcm.data.stream_order import StreamBatching, enough_shards
+from xlcm.data.stream_order import StreamBatching
 from xlcm.data.views import View
 from xlcm.registry import datasets as registered
 from xlcm.types import TextBatch
@@ -96,25 +97,44 @@ def test_rows_have_their_captions_and_pictures_in_any_order(tmp_path, kind):
         assert tuple(found.load_pixels(number).shape) == (3, 4, 6)
 
 
-def test_pictures_of_a_folder_with_a_table_of_captions_are_read(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_picture_of_a_folder_is_had_at_any_time_and_needs_no_shards(tmp_path, packed):
     folder = tmp_path / "rows" / "train"
     folder.mkdir(parents=True)
-    lines = ["file_name,english"] + [f"{n}.png,picture {n}" for n in range(5)]
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    for number in range(5):
-        (folder / f"{number}.png").write_bytes(png(number))
+    table = "\n".join(["file_name,english"] + [f"{n}.png,picture {n}" for n in range(16)]) + "\n"
+    files = {"metadata.csv": table.encode(), **{f"{n}.png": png(n) for n in range(16)}}
+    if packed:
+        with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     found = opened(tmp_path / "rows", captions={"en": "english"})
-    assert [(found[n].captions[0].text, red(found, n)) for n in range(5)] == [
-        (f"picture {n}", n) for n in range(5)
-    ]
-    with pytest.raises(ConfigError, match=r"1 shard.*at least 2.*shard-hf"):
-        enough_shards(layout(found), 2, 1)
+    for number in [15, 0, 7, 3]:
+        assert (found[number].captions[0].text, red(found, number)) == (f"picture {number}", number)
+    assert layout(found) is None
+    rows = survey(found, VIEWS)
+    order = Batching(rows.slots, 4)
+    alone = reds(TrainLoader(RowStream(order), collator(found, rows)), 6)
+    shares = []
+    for process in range(2):
+        stream = RowStream(order, process, 2)
+        shares.append(reds(TrainLoader(stream, collator(found, rows), workers=2), 6))
+    assert [list(chain(*batches)) for batches in zip(*shares)] == alone
+    assert sorted(chain(*alone[:4])) == list(range(16))
+    assert alone[0] != [0.0, 1.0, 2.0, 3.0]
+    if not packed:
+        (folder / "5.png").unlink()
+        with pytest.raises(DataError, match=r"train row 6: .*5\.png") as caught:
+            found.load_image(5)
+        assert caught.value.kind == "image_missing"
 
 
 def test_captions_are_counted_once_and_again_when_a_file_has_changed(folder, monkeypatch):
     opened(folder)
     with monkeypatch.context() as patch:
-        patch.setattr("xlcm.data.hf_stream._count", None)
+        patch.setattr("xlcm.data.hf_captions._read", None)
         assert len(opened(folder)) == SHARDS * EACH
     write(folder, shards=1, each=3)
     changed = opened(folder)
@@ -170,8 +190,13 @@ def test_each_shard_is_read_by_one_worker_of_one_process_and_opened_once(folder,
 def loader(dataset, process, processes, workers):
     rows = survey(dataset, VIEWS)
     order = StreamBatching(rows.slots, 8, layout(dataset))
-    collate = Collator(dataset, rows.views, no_tokens, corner)
-    return CountingLoader(RowStream(order, process, processes), collate, workers=workers)
+    return CountingLoader(
+        RowStream(order, process, processes), collator(dataset, rows), workers=workers
+    )
+
+
+def collator(dataset, rows):
+    return Collator(dataset, rows.views, no_tokens, corner)
 
 
 def corner(picture):

@@ -11,6 +11,7 @@ from typing import Any
 from xlcm.data.images import Opened
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.columns import lookup
+from xlcm.data.sources.hf import undecoded
 from xlcm.data.sources.own import picture_data
 from xlcm.data.sources.pictures import decode_base64
 from xlcm.data.sources.row_captions import Row
@@ -72,6 +73,19 @@ def files_of(builder: Any, split: str) -> list[Any]:
     if files is None:
         return [builder.config_id, builder.hash]
     return [str(builder.config_id), [str(file) for file in files], [*files.origin_metadata]]
+
+
+def loose_pictures(builder: Any, stream: Any, column: str) -> bool:
+    """Return whether the rows name pictures that are files of their own (`imagefolder`).
+
+    Any of them can then be had at any time, and there are no shards to keep to.
+    """
+    from datasets.packaged_modules.folder_based_builder import folder_based_builder
+
+    if not isinstance(builder, folder_based_builder.FolderBasedBuilder):
+        return False
+    first = next(iter(undecoded(stream.select_columns([column]).take(1))), {column: None})[column]
+    return isinstance(first, dict) and bool(first.get("path")) and not first.get("bytes")
 
 
 class StreamedRows:

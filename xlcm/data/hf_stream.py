@@ -1,20 +1,16 @@
 """A Hugging Face `datasets` data set that is trained on as it is streamed; no picture is kept.
 
-The captions are read once, before the first epoch, and kept as a manifest in the cache: so the
-rows are counted, and their order is known whole, as for tar shards. The pictures are streamed anew
-in every epoch.
+The captions are read once, before the first epoch, and kept as a manifest in the cache
+(`hf_captions.py`): so the rows are counted, and their order is known whole, as for tar shards. The
+pictures are streamed anew in every epoch, or opened one by one where each is a file of its own.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,22 +19,23 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from xlcm.data.hf_rows import StreamedRows, files_of, open_builder, opened, stream_of
+from xlcm.data.hf_captions import kept_captions
+from xlcm.data.hf_rows import (
+    StreamedRows,
+    files_of,
+    loose_pictures,
+    open_builder,
+    opened,
+    stream_of,
+)
 from xlcm.data.images import Opened, load_image, load_pixels
-from xlcm.data.lanes import lanes_of
+from xlcm.data.lanes import Lanes, lanes_of
 from xlcm.data.languages import language_fault
-from xlcm.data.manifest import DataError, Manifest, ManifestWriter
-from xlcm.data.sources.base import Skipped
+from xlcm.data.manifest import DataError, Manifest
 from xlcm.data.sources.columns import ORIGINS, ROW, Layout, TextColumn
-from xlcm.data.sources.gathering import gather
-from xlcm.data.sources.hf import read_part, top_columns, undecoded
-from xlcm.data.sources.row_captions import Row
+from xlcm.data.sources.hf import top_columns, undecoded
 from xlcm.registry import nearest
 from xlcm.types import Item, Origin
-
-VERSION = 1  # of what is kept; a new one makes old ones void
-COUNTS = "rows.json"
-CAPTIONS = "captions.jsonl"
 
 
 class HfStream:
@@ -53,6 +50,8 @@ class HfStream:
         revision: branch, tag or commit on the hub. A run must go on with the files that it began
             with: name a commit.
         image: the column of pictures.
+        id: a column that calls each row by a name of its own, by which rows are found again in
+            what scores are measured on; None: they are numbered.
         langs: captions in other languages are left out; items stay.
         open_shards: so many are read at a time, over all processes and workers.
         workers: the `data.workers` for which the order is laid out. With another number it is the
@@ -62,8 +61,10 @@ class HfStream:
 
     Attributes:
         name: of the folder, or on the hub.
+        has_ids: whether rows have names of their own.
         shard: `(items,)` int32, the shard of each item.
-        lanes: how the order is laid out.
+        lanes: how the order is laid out; None: any row can be had at any time, as for a manifest,
+            since each picture is a file of its own.
 
     Raises:
         DataError: if it can't be opened, has no such column, or no rows.
@@ -80,6 +81,7 @@ class HfStream:
         config: str | None = None,
         revision: str | None = None,
         image: str = "image",
+        id: str | None = None,
         langs: list[str] | None = None,
         open_shards: Annotated[int, Field(gt=0)] = 16,
         workers: Annotated[int, Field(gt=0)] = 2,
@@ -88,29 +90,38 @@ class HfStream:
         for lang in langs or ():
             if fault := language_fault(lang):
                 raise ValueError(f"langs: {fault}")
-        layout = Layout(texts=read_captions(captions), id=ROW)
+        layout = Layout(texts=read_captions(captions), id=id or ROW)
         self.name = Path(path).name
         self.split = split
         self.langs = frozenset(langs) if langs is not None else None
         self.open_shards = open_shards
+        self.has_ids = layout.id != ROW
         self._called = f"{path}, {split}"
         self._image = image
         builder = open_builder(path, config=config, revision=revision)
         stream = stream_of(builder, path, split)
         pictures = top_columns(stream, split, [image], path)
-        texts = top_columns(stream, split, [text.column for text in layout.texts], path)
-        folder = _folder([path, split, revision, repr(layout), *files_of(builder, split)])
-        if not (folder / COUNTS).is_file():
-            slim = open_builder(path, config=config, revision=revision, columns=texts)
-            _count(stream_of(slim, path, split), folder, layout, path, split)
-        known = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        loose = loose_pictures(builder, stream, pictures[0])
+        if loose:  # their paths are kept too
+            layout = replace(layout, picture=pictures[0])
+        named = [*layout.single, *(text.column for text in layout.texts)]
+        slim = open_builder(
+            path, config=config, revision=revision, columns=top_columns(stream, split, named, path)
+        )
+        about = [path, split, revision, repr(layout), *files_of(builder, split)]
+        file, known = kept_captions(stream_of(slim, path, split), layout, path, split, about)
         if known["silent"]:
             warnings.warn(f"{self._called}: {known['silent']} of {sum(known['rows'])} rows have no "
                           f"caption, such as row {known['first']}", stacklevel=2)  # fmt: skip
-        self._manifest = Manifest(folder / CAPTIONS, split)
+        self._manifest = Manifest(file, split)
         self.shard = np.repeat(np.arange(len(known["rows"]), dtype=np.int32), known["rows"])
         self._first = np.cumsum([0, *known["rows"]])
-        self.lanes = lanes_of(len(known["rows"]), at_once=open_shards, turns=workers, buffer=buffer)
+        self.lanes: Lanes | None = None
+        self._pictures: StreamedRows | None = None
+        if loose:
+            return
+        shards = len(known["rows"])
+        self.lanes = lanes_of(shards, at_once=open_shards, turns=workers, buffer=buffer)
         slim = open_builder(path, config=config, revision=revision, columns=pictures)
         self._pictures = StreamedRows(
             undecoded(stream_of(slim, path, split).select_columns(pictures)),
@@ -125,10 +136,14 @@ class HfStream:
 
     def __getitem__(self, index: int) -> Item:
         """Return the captions of an item, without its pixels."""
-        item = replace(self._manifest[index], where=self.where(index))
+        item = self.whole(index)
         if self.langs is None:
             return item
         return replace(item, captions=tuple(c for c in item.captions if c.lang in self.langs))
+
+    def whole(self, index: int) -> Item:
+        """Return an item with its captions in all languages."""
+        return replace(self._manifest[index], where=self.where(index), image=None)
 
     def where(self, index: int) -> str:
         """Return the data set, split and row of an item, for messages."""
@@ -154,9 +169,13 @@ class HfStream:
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)} in {self.name}")
         index %= len(self)
-        shard = int(self.shard[index])
-        value = self._pictures.get(shard, index - int(self._first[shard]))
-        return opened({self._pictures.column: value}, self._image, self.where(index), load)
+        top = self._image.partition(".")[0] if self._pictures is None else self._pictures.column
+        if self._pictures is None:
+            value: Any = {"path": self._manifest[index].image, "bytes": None}
+        else:
+            shard = int(self.shard[index])
+            value = self._pictures.get(shard, index - int(self._first[shard]))
+        return opened({top: value}, self._image, self.where(index), load)
 
     def load_features(self, index: int) -> Tensor:
         """Refuse: a stream has pictures alone.
@@ -198,45 +217,3 @@ def read_captions(captions: Mapping[str, str | list[str]]) -> tuple[TextColumn, 
             raise ValueError(f"captions.{text.lang}/{text.origin}/{text.made_from}: no column "
                              f"{text.made_from!r} is named beside it")  # fmt: skip
     return tuple(found)
-
-
-# -- the captions, read once ---------------------------------------------------------------------
-
-
-def _folder(about: list[Any]) -> Path:
-    digest = sha256(json.dumps([VERSION, *about]).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XLCM_CACHE") or Path.home() / ".cache" / "xlcm")
-    return cache / "streams" / digest
-
-
-def _count(stream: Any, folder: Path, layout: Layout, name: str, split: str) -> None:
-    """Write the captions of all rows as a manifest, and how many rows each shard has."""
-    rows = [0] * int(stream.num_shards)
-    skipped = Skipped()
-    silent: list[int] = []
-
-    def read() -> Iterator[Row]:
-        for shard in range(len(rows)):
-            part = stream.shard(len(rows), shard)
-            for row in read_part(part, split, layout, name, numbered_from=sum(rows)):
-                rows[shard] += 1
-                yield row
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        with ManifestWriter(aside / CAPTIONS) as writer:
-            for number, item in enumerate(gather(read(), layout, on_skip=skipped.add), 1):
-                writer.write(replace(item, split=split))
-                silent += [] if item.captions else [number]
-        if not sum(rows):
-            raise DataError(f"{name}, split {split!r}: no rows")
-        known = {"rows": rows, "silent": len(silent), "first": silent[0] if silent else None}
-        (aside / COUNTS).write_text(json.dumps(known) + "\n", encoding="utf-8")
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was sooner, with the same
-            if not (folder / COUNTS).is_file():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

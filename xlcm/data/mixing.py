@@ -137,7 +137,7 @@ def layout(dataset: Dataset) -> Layout | None:
             return None
         at = dataset.indices
         return replace(inner, corpus=inner.corpus[at], shard=inner.shard[at])
-    if isinstance(dataset, Shards | HfStream):
+    if isinstance(dataset, Shards) or (isinstance(dataset, HfStream) and dataset.lanes is not None):
         corpus = np.zeros(len(dataset), dtype=np.int32)
         lanes = (dataset.lanes,) if isinstance(dataset, HfStream) else ()
         return Layout((dataset.name,), corpus, dataset.shard, (dataset.open_shards,), lanes=lanes)

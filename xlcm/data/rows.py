@@ -15,10 +15,11 @@ from xlcm.config import ConfigError, build
 from xlcm.data.bad_rows import find_bad_rows, find_overlap
 from xlcm.data.dataset import Dataset, ManifestDataset
 from xlcm.data.faults import Fault
+from xlcm.data.hf_stream import HfStream
 from xlcm.data.manifest import DataError
 from xlcm.data.mixing import Mix
 from xlcm.data.shards import Shards
-from xlcm.data.shared_items import find_shared, shared_by_parts
+from xlcm.data.shared_items import find_shared, shared_by_parts, tell_alike
 from xlcm.data.subset import Subset
 from xlcm.data.views import View, Views
 from xlcm.registry import datasets
@@ -41,6 +42,7 @@ def open_splits(
     every picture or feature once, and leaves bad items and captions out from the start, so that
     the others train as if the bad ones were absent. Of tar shards only the truncated ones, and
     items that scores are measured on, are faults: pictures are looked at when shards are written.
+    Of streamed rows only the latter are.
 
     An item that two splits share is a fault of the earlier one: scores stay comparable.
 
@@ -64,6 +66,7 @@ def open_splits(
         later = [part for other in whole[position + 1 :] for part in _parts(other).values()]
         for name, part in _parts(dataset).items():
             faults = _faults(part, later, visual if on_error == "skip" else "none", workers)
+            tell_alike(part, later)
             if not faults:
                 continue
             if on_error == "raise":
@@ -80,7 +83,8 @@ def open_splits(
                     f"data.max_skipped={max_skipped:.1%}"
                 )
             skipped += faults
-            if isinstance(part, ManifestDataset) or (isinstance(part, Shards) and overlaps):
+            if not isinstance(part, Shards) or overlaps:
+                assert isinstance(part, ManifestDataset | Shards | HfStream)  # others have no fault
                 usable = _without(part, faults)
                 if isinstance(dataset, Mix):
                     dataset.replace(name, usable)
@@ -113,18 +117,20 @@ def _faults(
     visual: Literal["image", "features", "none"],
     workers: int,
 ) -> list[Fault]:
-    if isinstance(dataset, Shards):
-        comparable = [d for d in later if isinstance(d, ManifestDataset | Shards)]
-        return dataset.faults + find_shared(dataset, comparable)
+    comparable = [d for d in later if isinstance(d, ManifestDataset | Shards | HfStream)]
+    if isinstance(dataset, Shards | HfStream):
+        broken = dataset.faults if isinstance(dataset, Shards) else []
+        return broken + find_shared(dataset, comparable)
     if not isinstance(dataset, ManifestDataset):
         return []
     faults = find_bad_rows(dataset, visual=visual, workers=workers)
     faults += find_overlap(dataset, *(d for d in later if isinstance(d, ManifestDataset)))
-    return faults + find_shared(dataset, [d for d in later if isinstance(d, Shards)])
+    streamed = [d for d in comparable if not isinstance(d, ManifestDataset)]
+    return faults + find_shared(dataset, streamed)
 
 
-def _without(dataset: ManifestDataset | Shards, faults: Sequence[Fault]) -> Subset:
-    where = dataset.where if isinstance(dataset, Shards) else dataset.manifest.where
+def _without(dataset: ManifestDataset | Shards | HfStream, faults: Sequence[Fault]) -> Subset:
+    where = dataset.manifest.where if isinstance(dataset, ManifestDataset) else dataset.where
     by_line: dict[str, list[Fault]] = {}
     for fault in faults:
         if fault.kind != "shard_truncated":  # of no item that is there
