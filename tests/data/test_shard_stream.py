@@ -11,6 +11,7 @@ from PIL import Image
 
 from xlcm.cli import main
 from xlcm.data.hf_rows import files_of, open_builder, stream_of
+from xlcm.data.manifest import DataError
 from xlcm.data.shard_stream import write_stream
 from xlcm.data.shard_writer import ShardWriter
 from xlcm.data.shards import Shards
@@ -88,16 +89,42 @@ def test_captions_without_text_are_told_and_not_counted_as_items(source, tmp_pat
     assert [len(Shards(path=str(tmp_path / "out"))[n].captions) for n in range(3)] == [2, 1, 1]
 
 
-def test_pictures_outside_the_rows_and_rows_gathered_into_items_are_refused(
-    source, tmp_path, capsys
-):
+def test_pictures_outside_the_rows_are_refused(source, tmp_path, capsys):
     folder = source()
     arguments = ["data", "shard-hf", str(folder), "--out", str(tmp_path / "out"), "--captions",
                  "en=english"]  # fmt: skip
     assert main([*arguments, "--image", "german"]) != 0
     assert "--picture-data" in "".join(capsys.readouterr())
-    assert main([*arguments, "--id", "german", "--picture-data", "picture"]) != 0
-    assert "--id @row" in "".join(capsys.readouterr())
+
+
+def test_rows_are_called_by_a_column_of_ids_and_two_of_one_id_are_refused(source, tmp_path, capsys):
+    folder = source()
+    assert command(folder, tmp_path / "out", "--id", "german") == 0
+    found = Shards(path=str(tmp_path / "out"))
+    assert [found[n].id for n in (0, 6)] == ["ein Bild mit 0 Punkten", "ein Bild mit 6 Punkten"]
+    rows = datasets.Dataset.from_dict({"name": ["a", "b", "c", "a"], "english": ["x"] * 4})
+    rows.to_parquet(tmp_path / "twice" / "train.parquet")
+    layout = Layout((TextColumn("english", "en"),), "name")
+    builder = open_builder(str(tmp_path / "twice"))
+
+    def write(on_item=lambda: None):
+        write_stream(stream_of(builder, "twice", "train"), tmp_path / "none", layout, name="twice",
+                     split="train", shard_items=2, about="twice", on_item=on_item)  # fmt: skip
+
+    with pytest.raises(DataError, match=r"train row 4: an earlier row has the id 'a' too"):
+        write()
+    left = iter(range(2))
+    with pytest.raises(StopIteration):  # behind the first shard
+        write(lambda: next(left))
+    assert (tmp_path / ".none.part" / "000000.tar").is_file()
+    with pytest.raises(DataError, match=r"train row 4: an earlier row has the id 'a' too"):
+        write()
+
+
+def test_long_work_is_told(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("xlcm.data.progress.FILE_S", 0.0)
+    assert command(source(), tmp_path / "out") == 0
+    assert "hf, train: 7 rows" in capsys.readouterr().err
 
 
 def test_a_wrong_column_or_split_is_named(source, tmp_path, capsys):

@@ -13,13 +13,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from xlcm.data.hf_rows import named, rows_said
 from xlcm.data.manifest import DataError, ManifestWriter
 from xlcm.data.progress import Progress
 from xlcm.data.sources.base import Skipped
 from xlcm.data.sources.columns import ROW, Layout
 from xlcm.data.sources.gathering import gather
 from xlcm.data.sources.hf import read_part
-from xlcm.data.sources.row_captions import Row, word
+from xlcm.data.sources.row_captions import Row
 from xlcm.types import Item
 
 VERSION = 2  # of what is kept; a new one makes old ones void
@@ -76,7 +77,7 @@ def _read(stream: Any, folder: Path, layout: Layout, name: str, split: str) -> N
     skipped = Skipped()
     silent: list[int] = []
     pictures: list[str | None] = []  # of the row that is at work
-    told = Progress(_expected(stream, split), f"{name}, {split}: captions", unit="rows")
+    told = Progress(rows_said(stream, split), f"{name}, {split}: captions", unit="rows")
 
     def read() -> Iterator[Row]:
         for shard in range(len(rows)):
@@ -85,7 +86,7 @@ def _read(stream: Any, folder: Path, layout: Layout, name: str, split: str) -> N
                 rows[shard] += 1
                 pictures[:] = [_path(row, layout)]
                 told.advance(1)
-                yield row if layout.id in (None, ROW) else replace(row, name=word(row, layout.id))
+                yield named(row, layout)
 
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -106,12 +107,6 @@ def _read(stream: Any, folder: Path, layout: Layout, name: str, split: str) -> N
     finally:
         told.close()
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _expected(stream: Any, split: str) -> int | None:
-    """Return how many rows the data set says it has; None: it doesn't say."""
-    splits = getattr(stream.info, "splits", None) or {}
-    return getattr(splits.get(split), "num_examples", None) or None
 
 
 def _path(row: Row, layout: Layout) -> str | None:

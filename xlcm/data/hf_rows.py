@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xlcm.data.images import Opened
 from xlcm.data.manifest import DataError
-from xlcm.data.sources.columns import lookup
+from xlcm.data.sources.columns import ROW, Layout, lookup
 from xlcm.data.sources.hf import undecoded
 from xlcm.data.sources.own import picture_data
 from xlcm.data.sources.pictures import decode_base64
-from xlcm.data.sources.row_captions import Row
+from xlcm.data.sources.row_captions import Row, word
 
 READ = 32  # rows that are taken out of a file at a time
 
@@ -75,6 +76,12 @@ def files_of(builder: Any, split: str) -> list[Any]:
     return [str(builder.config_id), [str(file) for file in files], [*files.origin_metadata]]
 
 
+def rows_said(stream: Any, split: str) -> int | None:
+    """Return how many rows a data set says that a split has; None: it doesn't say."""
+    splits = stream.info.splits or {}
+    return getattr(splits.get(split), "num_examples", None) or None
+
+
 def loose_pictures(builder: Any, stream: Any, column: str) -> bool:
     """Return whether the rows name pictures that are files of their own (`imagefolder`).
 
@@ -86,6 +93,15 @@ def loose_pictures(builder: Any, stream: Any, column: str) -> bool:
         return False
     first = next(iter(undecoded(stream.select_columns([column]).take(1))), {column: None})[column]
     return isinstance(first, dict) and bool(first.get("path")) and not first.get("bytes")
+
+
+def named(row: Row, layout: Layout) -> Row:
+    """Return a row under the id in a column, where a layout names one; else as it is numbered.
+
+    Raises:
+        DataError: if the column is empty.
+    """
+    return row if layout.id in (None, ROW) else replace(row, name=word(row, str(layout.id)))
 
 
 class StreamedRows:

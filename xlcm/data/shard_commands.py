@@ -103,23 +103,30 @@ def add_shard_hf(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _shard_hf(args: argparse.Namespace) -> int:
-    from xlcm.data.hf_rows import files_of, open_builder, stream_of
+    from xlcm.data.hf_rows import files_of, open_builder, rows_said, stream_of
+    from xlcm.data.progress import Progress
     from xlcm.data.shard_stream import write_stream
 
     args.id = args.id or ROW
     layout = read_layout(args)
     called = layout.split_names.get(args.take, args.take)
     builder = open_builder(args.path, config=args.config, revision=args.revision)
-    written = write_stream(
-        stream_of(builder, args.path, args.take),
-        args.out,
-        layout,
-        name=args.path,
-        split=args.take,
-        called=called,
-        shard_items=args.shard_items,
-        check=not args.no_check,
-        skip=args.bad_pictures == "drop",
-        about=files_of(builder, args.take),
-    )
+    stream = stream_of(builder, args.path, args.take)
+    told = Progress(rows_said(stream, args.take), f"{args.path}, {args.take}", unit="rows")
+    try:
+        written = write_stream(
+            stream,
+            args.out,
+            layout,
+            name=args.path,
+            split=args.take,
+            called=called,
+            shard_items=args.shard_items,
+            check=not args.no_check,
+            skip=args.bad_pictures == "drop",
+            about=files_of(builder, args.take),
+            on_item=lambda: told.advance(1),
+        )
+    finally:
+        told.close()
     return _tell(written, called)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xlcm.data.hf_rows import picture_bytes
+from xlcm.data.hf_rows import named, picture_bytes
 from xlcm.data.images import load_image
 from xlcm.data.manifest import DataError
+from xlcm.data.seen import Seen
 from xlcm.data.shard_parts import Part, json_part
 from xlcm.data.shard_writer import ShardWriter, Written
 from xlcm.data.sources.base import Skipped
@@ -39,7 +41,8 @@ def write_stream(
     Args:
         stream: of `xlcm.data.hf_rows.stream_of`.
         out: the new folder.
-        layout: which column holds what; `id` must be `@row`.
+        layout: which column holds what; `id` calls each row by a name of its own, and `@row` by
+            its number.
         name: of the data set, for messages.
         split: of the data set.
         called: what the shards call it; None: the same.
@@ -52,10 +55,8 @@ def write_stream(
         on_item: called after each row.
 
     Raises:
-        DataError: naming the row that is bad; if the folder exists; if `id` is another column.
+        DataError: naming the row that is bad, or has the id of another; if the folder exists.
     """
-    if layout.id != ROW:
-        raise DataError("rows of a stream can't be gathered into items: --id @row")
     if layout.image is not None or layout.video is not None:
         raise DataError("a stream has no files beside it: --picture-data names the column that "
                         "holds the pictures themselves")  # fmt: skip
@@ -67,11 +68,16 @@ def write_stream(
         before = writer.kept or {"rows": 0, "counts": {}, "places": {}}
         rows = before["rows"]
         skipped.counts, skipped.places = Counter(before["counts"]), before["places"]
+        ids = writer.ids() if layout.id != ROW else Seen()
         full = True
         for item, row in _items(stream, layout, name, split, skipped, rows):
             if item.split != called:
                 raise DataError(f"{row.where}: an item of split {item.split!r}; shards are of one "
                                 f"split, here {called!r}")  # fmt: skip
+            if ids.add(item.id):
+                raise DataError(f"{row.where}: an earlier row has the id {item.id!r} too; --id "
+                                f"{ROW} numbers rows, and `xlcm data import hf --id {layout.id}` "
+                                "makes one item of those of an id")  # fmt: skip
             if full:
                 writer.begin()
             writer.add(_parts(item, row, layout, check), skip=skip)
@@ -94,9 +100,10 @@ def _items(
     def rows() -> Iterator[Row]:
         for row in read_part(stream, split, layout, name, skip=done):
             last[:] = [row]
-            yield row
+            yield named(row, layout)
 
-    for item in gather(rows(), layout, on_skip=skipped.add):  # one a row, before the next is read
+    apart = replace(layout, id=ROW)  # each row an item, however it is called
+    for item in gather(rows(), apart, on_skip=skipped.add):  # before the next one is read
         yield item, last[0]
 
 

@@ -19,9 +19,11 @@ import numpy as np
 
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
+from xlcm.data.seen import Seen
 from xlcm.data.shard_parts import Part, item_parts
 from xlcm.data.shards import INDEX
 from xlcm.data.sources.hf import ReadError
+from xlcm.data.tar_index import tar_index
 
 VERSION = 1
 PROGRESS, LOCK = "progress.json", "lock"  # of a folder that is not finished
@@ -170,6 +172,18 @@ class ShardWriter:
         for file in self._aside.glob("*.tar"):
             if file.name not in map(_file, range(len(self.items))):
                 file.unlink()
+
+    def ids(self) -> Seen:
+        """Return the ids of the items that are written."""
+        seen = Seen()
+        for file in map(self._aside.joinpath, map(_file, range(len(self.items)))):
+            index = tar_index(file, remember=False)
+            with open(file, "rb") as tar:
+                for number in range(len(index)):
+                    if place := index.place(number, "json"):
+                        tar.seek(place.offset)
+                        seen.add(json.loads(tar.read(place.size))["id"])
+        return seen
 
     def begin(self) -> None:
         """End the shard that is open and begin the next one."""
