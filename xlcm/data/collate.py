@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from xlcm.data.batching import Row, RowStream
-from xlcm.data.dataset import Dataset, picture
+from xlcm.data.dataset import Dataset
 from xlcm.data.manifest import DataError
+from xlcm.data.pixel_batch import pictures, stack_pixels
 from xlcm.data.token_cache import RowTokenizer, TokenCache
 from xlcm.data.transforms import Augment
 from xlcm.data.views import Views
@@ -92,17 +93,13 @@ class Collator:
         draws = [self._random(row) for row in rows]
         # all captions before the first picture, whose pixels would push the code out of the caches
         drawn = [self._captions(*one) for one in zip(items, rows, draws)]
-        fixed = self.augment is None or self.transform is None
-        together = self._features(items)
-        if together is None:
-            found = [self._visual(row.item, random) for row, random in zip(rows, draws)]
-            fixed = fixed and all(same for _, same in found)
-            visuals = [visual for visual, _ in found]
-            together = stack_visuals(visuals, items) if self.transform is None \
-                else Visual(torch.stack(visuals))  # fmt: skip
+        if self.transform is not None:
+            visual, fixed = Visual(self._pixels(rows, items, draws)), self.augment is None
+        else:
+            visual, fixed = self._features(rows, items, draws)
         return Batch(
             ids=torch.tensor([row.item for row in rows], dtype=torch.int64),
-            visual=together,
+            visual=visual,
             text={name: self._tokens(drawn, *how) for name, how in self.texts.items()},
             names=tuple(item.id for item in items),
             fixed=fixed,
@@ -127,21 +124,26 @@ class Collator:
         fixed = self.views.candidates(item)[self.slot_view][row.slot].id
         return self.views.draw(item, random, fixed)
 
-    def _features(self, items: Sequence[Item]) -> Visual | None:
-        """Return the features of all rows, where the dataset reads pooled ones at once."""
-        many = getattr(self.dataset, "load_feature_rows", None)
-        found = many(items) if self.transform is None and many is not None else None
-        return None if found is None else Visual(features=found)
-
-    def _visual(self, index: int, random: np.random.Generator) -> tuple[Tensor, bool]:
-        """Return pixels or features, and whether the data leave nothing to draw."""
-        if self.transform is None:
-            features = self.dataset.load_features(index)
-            return pick_view(features, random), isinstance(features, Tensor)
-        image = picture(self.dataset, index, self.transform)
+    def _pixels(
+        self, rows: Sequence[Row], items: Sequence[Item], draws: Sequence[np.random.Generator]
+    ) -> Tensor:
+        assert self.transform is not None
+        found = pictures(self.dataset, [row.item for row in rows], items, self.transform)
         if self.augment is not None:
-            image = self.augment(image, random)
-        return self.transform(image), True
+            found = map(self.augment, found, draws)
+        return stack_pixels(map(self.transform, found), len(rows))
+
+    def _features(
+        self, rows: Sequence[Row], items: Sequence[Item], draws: Sequence[np.random.Generator]
+    ) -> tuple[Visual, bool]:
+        """Return features, and whether the data leave nothing to draw."""
+        many = getattr(self.dataset, "load_feature_rows", None)  # pooled ones, all at once
+        together = None if many is None else many(items)
+        if together is not None:
+            return Visual(features=together), True
+        found = [self.dataset.load_features(row.item) for row in rows]
+        fixed = all(isinstance(one, Tensor) for one in found)
+        return stack_visuals([pick_view(*one) for one in zip(found, draws)], items), fixed
 
 
 def _remembered(tokenizer: Tokenise, caches: dict[int, Tokenise]) -> Tokenise:

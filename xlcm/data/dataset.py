@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xlcm.data.boxes import BoxSize
 from xlcm.data.feature_formats import open_features
-from xlcm.data.images import Opened, load_image, load_pixels
+from xlcm.data.images import Opened, load_image, load_pixels, read_file
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, Manifest
 from xlcm.data.video import Frames, FrameSampling, load_frames
@@ -124,7 +124,7 @@ class ManifestDataset:
         Raises:
             DataError: naming the manifest's line and the file, if it can't be had.
         """
-        return self._opened(index, load_image)
+        return self._opened(self.manifest[index], load_image)
 
     def load_pixels(self, index: int) -> Tensor:
         """Return the pixels of the picture, uint8 `(3, H, W)`; sooner than `load_image`.
@@ -132,10 +132,18 @@ class ManifestDataset:
         Raises:
             DataError: as for `load_image`.
         """
-        return self._opened(index, load_pixels)
+        return self._opened(self.manifest[index], load_pixels)
 
-    def _opened(self, index: int, load: Callable[..., Opened]) -> Opened:
-        item = self.manifest[index]
+    def load_pixel_rows(self, items: Sequence[Item]) -> list[Tensor]:
+        """Return what `load_pixels` does, for some items at once: first all files are read.
+
+        Raises:
+            DataError: as for `load_image`.
+        """
+        files = [self._opened(item, read_file) for item in items]
+        return [self._opened(item, load_pixels, file) for item, file in zip(items, files)]
+
+    def _opened(self, item: Item, load: Callable[..., Opened], file: bytes | None = None) -> Opened:
         if item.image is None:
             message = (
                 f"{item.where}: item {item.id!r} has no image; give it one, or read `features` "
@@ -143,7 +151,8 @@ class ManifestDataset:
             )
             raise DataError(message, kind="image_missing")
         try:
-            return load(self.image_root / item.image, name=item.image)
+            source = self.image_root / item.image if file is None else file
+            return load(source, name=item.image)
         except DataError as error:
             message = f"{item.where}: {error}{self._looked_in(error)}"
             raise DataError(message, kind=error.kind) from error

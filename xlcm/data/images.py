@@ -19,8 +19,8 @@ from xlcm.data.manifest import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Opened = TypeVar("Opened", Image.Image, "Tensor")
-"""What `load_image` and `load_pixels` return."""
+Opened = TypeVar("Opened", Image.Image, "Tensor", bytes)
+"""What `load_image`, `load_pixels` and `read_file` return."""
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is opened, in pixels: Pillow's own limit, 256 MB as RGB."""
@@ -53,9 +53,24 @@ def load_pixels(source: str | Path | bytes, *, name: str | None = None) -> Tenso
         DataError: naming the picture and the reason.
     """
     name = _named(source, name)
-    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    data = source if isinstance(source, bytes) else read_file(source, name=name)
     found = _plain_jpeg(data, name)
     return to_pixels(decode(data, name=name)[0]) if found is None else found
+
+
+def read_file(source: str | Path, *, name: str | None = None) -> bytes:
+    """Return the bytes of a picture's file.
+
+    Raises:
+        DataError: naming the picture, if there is no such file or it can't be read.
+    """
+    name = name or str(source)
+    try:
+        return Path(source).read_bytes()
+    except FileNotFoundError as error:
+        _fail(name, "no such file", error, "image_missing")
+    except OSError as error:
+        _fail(name, f"can't be read: {error.strerror or error}", error, "image_missing")
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -98,7 +113,7 @@ def decode(
         DataError: naming the picture and the reason.
     """
     name = _named(source, name)
-    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    data = source if isinstance(source, bytes) else read_file(source, name=name)
     try:
         image = _open(data, name)
         image.load()
@@ -134,15 +149,6 @@ def _plain_header(data: bytes) -> bool:
 
 def _named(source: str | Path | bytes, name: str | None) -> str:
     return name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        _fail(name, "no such file", error, "image_missing")
-    except OSError as error:
-        _fail(name, f"can't be read: {error.strerror or error}", error, "image_missing")
 
 
 def _open(data: bytes, name: str) -> Image.Image:
