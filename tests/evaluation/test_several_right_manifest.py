@@ -1,15 +1,19 @@
 """A manifest whose captions are right for further items: what a model on it is judged by."""
 
+import io
 import json
 import logging
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from relevance import one_side, right_pairs
 
+from xlcm.cli import main
 from xlcm.config import build
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
@@ -120,3 +124,59 @@ def test_data_without_further_pictures_are_read_once(tiny_data) -> None:
     counted = Counted(path=str(tiny_data / "tiny.jsonl"), split="test")
     assert queries(counted, QUICK).relevant == {}
     assert read == list(range(len(dataset)))
+
+
+# -- from the folder that a shop's benchmark is given out as ---------------------------------------
+
+
+def put_shop(root: Path, pictures: int = 12) -> dict[int, list[int]]:
+    """Write MUGE's layout, a colour a picture; return the right pictures of each query."""
+    root.mkdir()
+    draw = np.random.default_rng(3)
+    lines = []
+    for number in range(pictures):
+        out = io.BytesIO()
+        Image.new("RGB", (32, 32), tuple(draw.integers(0, 256, 3).tolist())).save(out, "PNG")
+        lines.append(f"{100 + number}\t{b64encode(out.getvalue()).decode()}\n")
+    (root / "MR_valid_imgs.tsv").write_text("".join(lines))
+    right = {query: (100 + draw.permutation(pictures)[: 1 + query % 4]).tolist()
+             for query in range(9)}  # fmt: skip
+    rows = [{"query_id": query, "query_text": f"{tiny.COLOURS[query % 8]} {query}",
+             "item_ids": images} for query, images in right.items()]  # fmt: skip
+    (root / "MR_valid_queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return right
+
+
+def test_a_shop_is_imported_and_judged_as_loops_over_its_files_say(tiny_data, tmp_path) -> None:
+    right = put_shop(tmp_path / "MUGE")
+    out = str(tmp_path / "shop.jsonl")
+    command = ["data", "import", "chinese-clip", "--dataset", "muge", "--root",
+               str(tmp_path / "MUGE"), "--out", out, "--splits", "valid"]  # fmt: skip
+    assert main(command) == 0
+    torch.manual_seed(1)
+    tree = tiny.tree(tiny_data, tiny_data, **tiny.pictures(tiny_data))
+    model = build(models, tree["model"])
+    dataset = ManifestDataset(path=out, split="val")
+    config = EvaluationConfig(bootstrap=0, source_lang="zh")
+    found = evaluate(model, dataset, config).report
+
+    pictures = [Image.open(tmp_path / "shop_images" / "valid" / f"{100 + n}.png")
+                for n in range(12)]  # fmt: skip
+    texts = [f"{tiny.COLOURS[query % 8]} {query}" for query in right]
+    image, text = model.encode_image(pictures), model.encode_text(texts, ["zh"] * 9)
+    scores = (text.double() @ image.double().T).numpy().round(12)
+    relevance = np.array([[100 + n in images for n in range(12)] for images in right.values()])
+    assert (relevance.sum(axis=1) > 1).sum() > 5
+    for direction, asked in (("text_to_image", (scores, relevance)),
+                             ("image_to_text", (scores.T, relevance.T))):  # fmt: skip
+        _, ranks, precisions = one_side(*asked)
+        row = found.result("zh", direction)
+        assert (row.queries, row.gallery) == (len(ranks), asked[0].shape[1])
+        for k in (1, 5, 10):
+            assert getattr(row, f"r{k}") == pytest.approx(100 * np.mean(np.array(ranks) <= k))
+        assert row.mean_rank == pytest.approx(np.mean(ranks))
+        assert row.map == pytest.approx(100 * np.mean(precisions))
+    first = found.result("zh")
+    order = (-scores).argsort(axis=1)
+    hits = [bool(relevance[q, order[q, :1]].any()) for q in range(9)]  # the published rule
+    assert first.r1 == pytest.approx(100 * np.mean(hits))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlcm.data.manifest import DataError
-from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
-from xlcm.data.sources.coco_names import coco_number
+from xlcm.data.sources.base import Need, Plan, Skipped, add_common, run_import
+from xlcm.data.sources.chinese_clip_lmdb import read_lmdb
+from xlcm.data.sources.chinese_clip_sets import KNOWN as KNOWN
+from xlcm.data.sources.chinese_clip_sets import key_of_title as key_of_title
+from xlcm.data.sources.image_paths import Pictures
 from xlcm.data.sources.own import add_pictures, pictures_folder
 from xlcm.data.sources.pictures import PictureFolder, safe_name
 from xlcm.data.sources.text_lines import find, find_all, iter_lines, read_jsonl
@@ -21,92 +24,25 @@ NAMES = (  # of pictures and texts, as packed for Chinese-CLIP and as MUGE gives
     ("{split}_imgs.tsv", "{split}_texts.jsonl"),
     ("MR_{split}_imgs.tsv", "MR_{split}_queries.jsonl"),
 )
+LMDB = "lmdb/{split}/imgs"
+PAIRS = "lmdb/{split}/pairs"
 TEXT_KEYS = (("text_id", "text", "image_ids"), ("query_id", "query_text", "item_ids"))
+
+MANY = (
+    "a text of val or test with several right pictures is one caption, which names the others in "
+    "`relevant`: any of them is a hit, as published.",
+    "a text of train stands at each of its pictures as <picture>#<lang>.<text id>: training looks "
+    "at pairs.",
+)
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of one data set in this packing."""
+class Text:
+    """One line of texts: its id, its words, and the further pictures that it is right for."""
 
-    title: str
-    get: str
-    terms: str
-    cite: str
-    expected: Mapping[str, Expected] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)  # split -> engine
-    prefix: str = ""  # of the key that tells pictures apart over data sets
-    notes: tuple[str, ...] = ()
-
-    def key(self, item: Item) -> str:
-        """Return which picture it is over data sets."""
-        identity = item.id.partition("@")[0]
-        number = coco_number(identity)
-        return self.prefix + identity if number is None else f"coco:{number}"
-
-
-KNOWN = {
-    "muge": Known(
-        title="MUGE multimodal retrieval",
-        get="Register at https://tianchi.aliyun.com/muge and download Multimodal_Retrieval.",
-        terms="For research, after registration.",
-        cite="Lin et al. 2021, https://arxiv.org/abs/2103.00823",
-        prefix="muge:",
-        notes=(
-            "about 129,000, 30,000 and 30,000 pictures and 250,000 training pairs; the labels of "
-            "test are hidden, papers report valid (val here).",
-        ),
-    ),
-    "flickr30k-cn": Known(
-        title="Flickr30k-CN, as packed for Chinese-CLIP",
-        get="See https://github.com/OFA-Sys/Chinese-CLIP, section on data sets.",
-        terms="Pictures under Flickr's terms, non-commercial research and education only.",
-        cite="Lan et al. 2017, https://arxiv.org/abs/1708.04390",
-        expected={
-            "train": Expected(29_783, {"zh mt": 148_915}),
-            "val": Expected(1_000, {"zh mt": 5_000}),
-            "test": Expected(1_000, {"zh human": 5_000}),
-        },
-        machine={"train": "baidu", "val": "baidu"},
-        prefix="flickr:",
-        notes=(
-            "its splits are not Karpathy's and not Multi30K's: 905 of its test pictures are in "
-            "Multi30K's train (--against shows it).",
-        ),
-    ),
-    "coco-cn": Known(
-        title="COCO-CN, as packed for Chinese-CLIP",
-        get="See https://github.com/OFA-Sys/Chinese-CLIP, or ask the owners: "
-        "https://github.com/li-xirong/coco-cn.",
-        terms="Text on request, for research; pictures under Flickr's terms.",
-        cite="Li et al. 2019, https://arxiv.org/abs/1805.08661",
-        expected={"train": Expected(18_341), "val": Expected(1_000), "test": Expected(1_000)},
-        prefix="coco-cn:",
-        notes=(
-            "its split cuts across Karpathy's: do not mix the two.",
-            "pictures that are not called COCO_val2014_... are compared by --against with those of "
-            "this packing only; the source coco-cn knows COCO's numbers.",
-        ),
-    ),
-    "other": Known(
-        title="a data set in Chinese-CLIP's packing",
-        get="These are your own files.",
-        terms="Yours.",
-        cite="-",
-    ),
-}
-
-
-def key_of_title(title: str) -> Callable[[Item], str]:
-    """Return the key of the pictures of the set that a report's title names."""
-    known = {one.title: one for one in KNOWN.values()}
-    return known.get(title, KNOWN["other"]).key
-
-
-MANY = (
-    "a text with several right pictures stands at each of them as a caption of its own, "
-    "<picture>#<lang>.<text id>; recall from text then asks for that one picture, which is "
-    "stricter than the published 'any of them'."
-)
+    id: str
+    text: str
+    further: tuple[str, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         folder = PictureFolder(pictures_folder(args.out), drop=args.bad_pictures == "drop")
         packing.unpack(folder)
         args.images = str(folder.folder)
+    elif args.images is not None and args.missing_images == "drop":
+        packing.shown = Pictures(args.images, args.out, "drop", more=args.more_images)
     return run_import(packing.plan(), args)
 
 
@@ -150,15 +88,25 @@ class Packing:
     ) -> None:
         self.known, self.name = KNOWN[dataset], dataset
         self.splits, self.lang, self.root = splits, lang, root
-        # MUGE's own names where they are there, else Chinese-CLIP's
-        self.muge = any(find_all(root, NAMES[1][0].format(split=split)) for split in splits)
+        muges = [name.format(split=split) for name in NAMES[1] for split in splits]
+        self.muge = any(find_all(root, name) for name in muges)
         self.skipped = Skipped()
+        self.shown: Pictures | None = None
         self._saved: dict[tuple[str, str], str | None] | None = None
 
     def files(self, split: str) -> tuple[str, str]:
-        """Return the names of the pictures' and the texts' file of a split."""
-        pictures, texts = NAMES[self.muge]
-        return pictures.format(split=split), texts.format(split=split)
+        """Return the names of the pictures' and the texts' file of a split.
+
+        Whichever is there is taken, MUGE's own names first, an LMDB of pictures last.
+        """
+        order = reversed(NAMES) if self.muge else NAMES
+        pictures, texts = zip(*order)
+        return self._first((*pictures, LMDB), split), self._first(texts, split)
+
+    def _first(self, names: Sequence[str], split: str) -> str:
+        """Return the first name that is there; if none is, the first one is missed."""
+        named = [name.format(split=split) for name in names]
+        return next((name for name in named if find_all(self.root, name)), named[0])
 
     def check(self) -> None:
         """Refuse to unpack while a file is missing.
@@ -170,7 +118,18 @@ class Packing:
         missing = [name for name in names if not find_all(self.root, name)]
         if missing:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; --splits takes those that "
-                            f"are there. {self.known.get} Terms: {self.known.terms}")  # fmt: skip
+                            f"are there. {self._of_pairs()}{self.known.get} "
+                            f"Terms: {self.known.terms}")  # fmt: skip
+
+    def _of_pairs(self) -> str:
+        """Return the sentence on texts that are missing as lines and there as pickles."""
+        lost = [split for split in self.splits if not find_all(self.root, self.files(split)[1])]
+        pairs = [PAIRS.format(split=split) for split in lost]
+        there = [name for name in pairs if find_all(self.root, name)]
+        told = (
+            "pickled texts, and reading a pickle runs code; the .jsonl they were made from is read"
+        )
+        return f"{', '.join(there)}: {told}. " if there else ""
 
     def unpack(self, folder: PictureFolder) -> None:
         """Write all pictures to files.
@@ -197,7 +156,7 @@ class Packing:
         return Plan(
             name="chinese-clip",
             title=self.known.title,
-            get=self.known.get,
+            get=self._of_pairs() + self.known.get,
             terms=self.known.terms,
             cite=self.known.cite,
             needs=tuple(needs),
@@ -205,7 +164,7 @@ class Packing:
             expected={s: e for s, e in self.known.expected.items() if s in wanted},
             key=self.known.key,
             skipped=self.skipped,
-            notes=(*self.known.notes, MANY),
+            notes=(*self.known.notes, *MANY),
         )
 
     def items(self) -> Iterator[Item]:
@@ -217,33 +176,41 @@ class Packing:
         taken: set[str] = set()
         for split in self.splits:
             pictures, texts = (find(self.root, name) for name in self.files(split))
-            by_picture = self._texts(texts, SPLITS[split])
-            for where, number, _ in read_pictures(pictures):
+            by_picture, named = self._texts(texts, split)
+            # a picture of two splits is told as a leak, by its key
+            earlier, part = frozenset(taken), SPLITS[split]
+
+            def identity(number: str, earlier: frozenset[str] = earlier, part: str = part) -> str:
+                return number if number not in earlier else f"{number}@{part}"
+
+            for where, number, _ in read_pictures(pictures, data=False):
+                named.pop(number, None)
                 image: str | None = f"{number}.jpg"
                 if self._saved is not None:
                     image = self._saved[split, number]
                 if image is None:
                     self.skipped.add(where, "pictures that can't be read")
-                    by_picture.pop(number, None)
                     continue
-                # a picture of two splits is told as a leak, by its key
-                identity = number if number not in taken else f"{number}@{SPLITS[split]}"
-                taken.add(identity)
-                captions = tuple(
-                    Caption(f"{identity}#{self.lang}.{n}", self.lang, text, origin, None, engine)
-                    for n, text, origin, engine in by_picture.pop(number, ())
-                )
-                yield Item(identity, SPLITS[split], captions, image, where=where)
-            for number, rows in by_picture.items():
-                raise DataError(f"{texts}: text {rows[0][0]} belongs to picture {number}, which "
+                owner = identity(number)
+                taken.add(owner)
+                rows = by_picture.pop(number, ())
+                captions = tuple(self._caption(row, owner, part, identity) for row in rows)
+                yield Item(owner, part, captions, image, where=where)
+            for number, text in named.items():
+                raise DataError(f"{texts}: text {text} belongs to picture {number}, which "
                                 f"{pictures.name} doesn't have")  # fmt: skip
 
-    def _texts(
-        self, path: Path, split: str
-    ) -> dict[str, list[tuple[str, str, Origin, str | None]]]:
-        engine = self.known.machine.get(split)
+    def _caption(self, row: Text, owner: str, part: str, identity: Callable[[str], str]) -> Caption:
+        engine = self.known.machine.get(part)
         origin: Origin = "human" if engine is None else "mt"
-        found: dict[str, list[tuple[str, str, Origin, str | None]]] = {}
+        further = tuple(identity(number) for number in row.further)
+        name = f"{owner}#{self.lang}.{row.id}"
+        return Caption(name, self.lang, row.text, origin, engine=engine, relevant=further)
+
+    def _texts(self, path: Path, split: str) -> tuple[dict[str, list[Text]], dict[str, str]]:
+        """Return the texts by the picture that they stand at, and a text of each picture named."""
+        found: dict[str, list[Text]] = {}
+        named: dict[str, str] = {}
         seen: dict[str, int] = {}
         for line, row in read_jsonl(path):
             where = f"{path}:{line}"
@@ -255,9 +222,23 @@ class Packing:
                 hidden = "texts that name no picture (hidden labels)"
                 self.skipped.add(where, hidden if text.strip() else "texts that are empty")
                 continue
-            for picture in dict.fromkeys(pictures):
-                found.setdefault(picture, []).append((number, text.strip(), origin, engine))
-        return found
+            for picture in pictures:
+                named.setdefault(picture, number)
+            there = [one for one in dict.fromkeys(pictures) if self._there(split, one)]
+            if not there:
+                self.skipped.add(where, "texts whose pictures can't be had")
+            at = there if split == "train" else there[:1]
+            for one in at:
+                further = () if split == "train" else tuple(there[1:])
+                found.setdefault(one, []).append(Text(number, text.strip(), further))
+        return found, named
+
+    def _there(self, split: str, number: str) -> bool:
+        """Return whether a picture will be in the manifest, if the pictures' file has it at all."""
+        if self._saved is not None:
+            return self._saved.get((split, number), number) is not None
+        image = Item(number, split, (), f"{number}.jpg")
+        return self.shown is None or self.shown.place(image) is not None
 
 
 def text_row(row: Mapping[str, Any], where: str) -> tuple[str, str, list[str]]:
@@ -276,22 +257,29 @@ def text_row(row: Mapping[str, Any], where: str) -> tuple[str, str, list[str]]:
                     f"{', '.join(row)}")  # fmt: skip
 
 
-def read_pictures(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (`file:line`, id, base64) of a pictures' file, one line in memory.
+def read_pictures(path: Path, *, data: bool = True) -> Iterator[tuple[str, str, str]]:
+    """Yield (`file:line`, id, base64) of a pictures' file or LMDB, one picture in memory.
+
+    Args:
+        path: a file of lines, or the folder of an LMDB.
+        data: False: ids alone are wanted, so that an LMDB's pictures need not be read.
 
     Raises:
-        DataError: for a line without tab, or an id that was there before.
+        DataError: for a line without tab, or an id that was there before; as of `read_lmdb`.
     """
+    if path.is_dir():
+        yield from read_lmdb(path, data=data)
+        return
     seen: dict[str, int] = {}
     for number, line in iter_lines(path):
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        identity, tab, data = line.partition("\t")
+        identity, tab, encoded = line.partition("\t")
         if not tab or not identity.strip():
             raise DataError(f"{where}: expected <id><tab><base64>, got {line[:40]!r}")
         identity = identity.strip()
         if identity in seen:
             raise DataError(f"{where}: picture {identity} is also at line {seen[identity]}")
         seen[identity] = number
-        yield where, identity, data
+        yield where, identity, encoded
