@@ -172,6 +172,7 @@ def test_all_faults_together_are_counted_as_alone_by_one_process_and_by_two(fold
         "feature_not_finite",
         "feature_unreadable",
         "shard_truncated",  # of shards alone
+        "image_damaged",  # asked for alone
     }
 
 
@@ -204,6 +205,20 @@ def test_the_same_picture_under_two_names_is_found_by_its_bytes(folder):
     report = folder.check(contents=True)
     assert report.counts == {"image_shared": 1, "split_overlap": 1}
     assert "in split 'train', here in 'test'" in report.examples["split_overlap"][0]
+
+
+def test_pictures_of_which_the_decoder_complains_are_named(folder, capfd):
+    whole = (folder.path / "0.jpg").read_bytes()
+    folder.item(picture_bytes=whole[:-2] + b"\x12" * 10 + whole[-2:])
+    folder.item(picture_bytes=whole[: len(whole) // 2])  # refused by Pillow, which has the word
+    assert folder.check().counts == {"image_undecodable": 1}
+    report = folder.check(decoder=True)
+    assert report.counts == {"image_undecodable": 1, "image_damaged": 1}
+    assert report.warnings == 1
+    (example,) = report.examples["image_damaged"]
+    assert "Corrupt JPEG data: " in example
+    assert f"{folder.manifest}:4: image " in example
+    assert "JPEG" not in capfd.readouterr().err
 
 
 class Words:
@@ -279,7 +294,7 @@ def test_bad_rows_are_those_of_the_check(folder, kind):
 
 
 def test_bad_rows_leave_out_warnings_other_splits_and_other_languages(folder):
-    for kind in WARNINGS - {"no_visual"}:
+    for kind in WARNINGS - {"no_visual", "image_damaged"}:
         inject(folder, kind)
     folder.item({"text": ""}, split="val")
     folder.item({"lang": "fr", "text": ""})

@@ -107,6 +107,7 @@ def check_manifest(
     tokenizer: Measures | None = None,
     max_length: int = MAX_LENGTH,
     contents: bool = False,
+    decoder: bool = False,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> CheckReport:
@@ -122,6 +123,8 @@ def check_manifest(
         max_length: of a caption, in characters.
         contents: whether to compare the pictures' bytes, which finds the same picture under two
             names; needs `images`.
+        decoder: whether to decode JPEGs as training does too, for what the decoder complains of;
+            needs `images`.
         workers: processes that decode.
         on_progress: called with the bytes of the manifest that are done.
 
@@ -139,7 +142,7 @@ def check_manifest(
         images,
         contents and images,
     )
-    with looker(workers if images else 1) as look:
+    with looker(workers if images else 1, closely=decoder and images) as look:
         check.run(look, on_progress)
     return check.report
 

@@ -60,6 +60,8 @@ def _add_check(actions: Actions[argparse.ArgumentParser]) -> None:
                         help="longest caption (default: 2000)")  # fmt: skip
     parser.add_argument("--hash", action="store_true",
                         help="compare the pictures' bytes, over splits too")  # fmt: skip
+    parser.add_argument("--decoder", action="store_true", help="decode JPEGs as training does too, "
+                        "and name those of which libjpeg complains")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                         help="processes that decode (default: one a core)")  # fmt: skip
     parser.add_argument("--against", nargs="+", default=[], metavar="MANIFEST", help="of shards: "
@@ -79,6 +81,7 @@ def _check(args: argparse.Namespace) -> int:
         "tokenizer": _tokenizer(args.tokenizer, args.max_tokens) if args.tokenizer else None,
         "max_length": args.max_length,
         "contents": args.hash,
+        "decoder": args.decoder,
     }
     if is_shards(args.path):
         if args.features or args.image_root:

@@ -44,6 +44,7 @@ KINDS = {
     "feature_not_finite": "NaN or infinity in features",
     "feature_unreadable": "a shard is missing or damaged",
     "shard_truncated": "a tar shard is cut, or its end is zeros",
+    "image_damaged": "a JPEG that is decoded, with complaints",
     "image_converted": "a mode that the loader converts",
     "image_shared": "one file or picture in two items of a split",
     "line_break": "a tab or line break in a caption",
@@ -55,8 +56,8 @@ KINDS = {
 """Every kind of fault, in words."""
 
 WARNINGS = frozenset({
-    "image_converted", "image_shared", "line_break", "bidi_control", "replacement_character",
-    "no_captions", "no_visual",
+    "image_damaged", "image_converted", "image_shared", "line_break", "bidi_control",
+    "replacement_character", "no_captions", "no_visual",
 })  # fmt: skip
 """Kinds that are noted but spoil nothing."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,29 +54,70 @@ def look_at(task: tuple[str, str, bool]) -> Look:
     return Look(kind, f"image {name!r}: {note}" if note else "", content)
 
 
+def look_closely(task: tuple[str, str, bool]) -> Look:
+    """Decode one picture as `look_at` does, then as training does, which may complain."""
+    look = look_at(task)
+    if look.kind in (None, "image_converted"):
+        said = decoder_says(Path(task[0]).read_bytes())
+        if said:
+            return replace(look, kind="image_damaged", message=f"image {task[1]!r}: {said}")
+    return look
+
+
+def decoder_says(data: bytes) -> str:
+    """Return what the JPEG decoder of training complains of while it decodes a picture; often "".
+
+    It is libjpeg, which knows no names and writes to the process's standard error: what others
+    write there meanwhile is taken for its words.
+
+    Args:
+        data: the file.
+    """
+    if data[:2] != b"\xff\xd8":
+        return ""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with tempfile.TemporaryFile() as heard:
+        before = os.dup(2)
+        os.dup2(heard.fileno(), 2)
+        try:
+            decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8),
+                        mode=ImageReadMode.RGB)  # fmt: skip
+        except RuntimeError:  # refused: Pillow decodes it in training too
+            pass
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        heard.seek(0)
+        return "; ".join(dict.fromkeys(heard.read().decode("utf-8", "replace").splitlines()))
+
+
 class Looker:
     """Looks at many pictures, in this process or in several."""
 
-    def __init__(self, pool: ProcessPoolExecutor | None) -> None:
-        self._pool = pool
+    def __init__(self, pool: ProcessPoolExecutor | None, closely: bool = False) -> None:
+        self._pool, self._closely = pool, closely
 
     def __call__(self, tasks: list[tuple[str, str, bool]]) -> Iterable[Look]:
         """Return one look a task, in order."""
-        return map(look_at, tasks) if self._pool is None else self._pool.map(
-            look_at, tasks, chunksize=32
-        )  # fmt: skip
+        look = look_closely if self._closely else look_at
+        if self._pool is None:
+            return map(look, tasks)
+        return self._pool.map(look, tasks, chunksize=32)
 
 
 @contextmanager
-def looker(workers: int) -> Iterator[Looker]:
+def looker(workers: int, *, closely: bool = False) -> Iterator[Looker]:
     """Give a `Looker` whose processes end with the block.
 
     Args:
         workers: processes; at most 1: this one does it.
+        closely: listen to the decoder of training too; always in a process of its own.
     """
-    if workers <= 1:
+    if workers <= 1 and not closely:
         yield Looker(None)
         return
     # spawned, because a fork of a process whose torch has threads can hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield Looker(pool)
+    with ProcessPoolExecutor(max(workers, 1), mp_context=get_context("spawn")) as pool:
+        yield Looker(pool, closely)

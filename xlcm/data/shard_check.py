@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xlcm.data.check import CheckReport, Measures, check_captions
 from xlcm.data.faults import MAX_LENGTH, Fault, Identities
+from xlcm.data.looks import decoder_says
 from xlcm.data.manifest import DataError, parse_item, read_manifest
 from xlcm.data.shards import INDEX, Shards
 from xlcm.data.shared_items import known_names, shared_faults
@@ -30,6 +31,7 @@ def check_shards(
     tokenizer: Measures | None = None,
     max_length: int = MAX_LENGTH,
     contents: bool = False,
+    decoder: bool = False,
     against: Sequence[str | Path] = (),
 ) -> CheckReport:
     """Check every sample, caption, picture and feature; go on after each fault.
@@ -41,6 +43,7 @@ def check_shards(
         tokenizer: to count the captions that it would cut.
         max_length: of a caption, in characters.
         contents: whether to compare the pictures' bytes, also with those of `against`.
+        decoder: whether to decode JPEGs as training does too; needs `images`.
         against: manifests; items of another split that are in the shards too are faults.
 
     Raises:
@@ -72,6 +75,8 @@ def check_shards(
         check_captions(report, [item], tokenizer, max_length)
         for fault in _members(shards, number, item, images):
             report.add(fault)
+        if decoder and images and (said := decoder_says(shards.picture_file(number) or b"")):
+            report.add(Fault(item.where, item.id, None, "image_damaged", said))
         data = shards.picture_file(number) if contents else None
         if data is not None:
             digests[number] = hashlib.blake2b(data, digest_size=12).hexdigest()
