@@ -2,11 +2,15 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import tiny
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from xlcm.models import dual_encoder
 
 
 def main(listed: str, processes: str) -> None:
@@ -22,6 +26,7 @@ def double(method: nn.Module) -> None:
     """Go on in double precision; what was built or remembered before stays as it is."""
     torch.set_default_dtype(torch.float64)
     method.double()
+    dual_encoder._unit = partial(F.normalize, dim=-1)  # embeddings too, which are float32 else
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from xlcm.config import merge
 RUN = {"steps": 6}
 PLAIN_TEXT = {"dropout": 0.0, "tokenizer": {"max_tokens": 64}}  # draws differ between processes
 TARGETS = {"langs": ["de", "fr"], "origin": ["mt"], "of": "source", "every": True}
+HEAD = {"name": "batch_norm", "dropout": 0.0}
+NORMED = {"model": {"text_head": HEAD, "image_head": HEAD}}  # NRCCR's, but for what they draw
 
 
 def nrccr(data: Path, output: Path) -> dict[str, Any]:

@@ -79,9 +79,10 @@ def gather_list(mine: list[str]) -> list[str]:
 def share_buffers(module: nn.Module) -> None:
     """Give every process the first one's buffers; every process calls it.
 
-    Batch norm averages the rows that a process sees. DDP shares these averages only when a step of
-    training begins, and FSDP never does: after a step each process has a model of its own, of
-    which the checkpoint holds the first one's.
+    A layer that averages the rows that its process sees has buffers of its own on each. (Batch norm
+    has not: see `xlcm.batch_norm`.) DDP shares them only when a step of training begins, and FSDP
+    never does: after a step each process has a model of its own, of which the checkpoint holds the
+    first one's.
     """
     if world() > 1:
         for buffer in module.buffers():

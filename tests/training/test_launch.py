@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import tiny
-from tiny_methods import cl2cm, languages, nrccr
+from tiny_methods import NORMED, cl2cm, languages, nrccr
+
+from xlcm.config import merge
 
 STEPS = 20
 LAUNCHED = tiny.REPOSITORY / "tests" / "launched.py"
@@ -23,7 +25,7 @@ def configs(data, output, teacher):
         "contrastive": nrccr(data, output) | {"method": both},
         "triplet": nrccr(data, output) | {"method": both | {"image_loss": triplet}},
         "translate_train": languages(data, output, {"name": "translate_train"}),
-        "nrccr": nrccr(data, output),
+        "nrccr": merge(nrccr(data, output), NORMED),
         "c2kd": languages(data, output, {"name": "c2kd", "teachers": [teacher]}),
         "cl2cm": cl2cm(data, output),
     }

@@ -13,6 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from xlcm.batch_norm import JoinedBatchNorm
+
 Rate: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
 Activation: TypeAlias = Literal["gelu", "relu", "silu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -173,7 +175,8 @@ class BatchNormHead(Head):
     """[Linear layer, activation], linear layer, batch normalisation, dropout.
 
     Each call in training moves the running statistics and uses those of its own rows, so that
-    branches that share a head (source, target, back) are normalised apart, as published.
+    branches that share a head (source, target, back) are normalised apart, as published. On
+    several processes `fit` lets a call see the rows of all of them (`xlcm.batch_norm`).
 
     Args:
         in_width: width of the tower.
@@ -210,12 +213,13 @@ class BatchNormHead(Head):
         """Return the mapped vectors, `(b, out_width)`.
 
         Raises:
-            ValueError: in training with a single row, which has no variance.
+            ValueError: in training with a single row, which has no variance; on several processes
+                if that is all that they have together.
         """
-        if self.training and len(pooled) == 1:
+        if self.training and len(pooled) == 1 and not isinstance(self.norm, JoinedBatchNorm):
             raise ValueError(
-                "a batch_norm head can't train on a batch of one row: use a larger batch a "
-                "process, or another head"
+                "a batch_norm head can't train on a batch of one row: use a larger batch, or "
+                "another head"
             )
         return self.dropout(self.norm(self.linear(self.front(pooled))))
 

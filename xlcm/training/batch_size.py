@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from xlcm.batch_norm import trained_batch_norms
 from xlcm.config import ConfigError
 from xlcm.data.batching import share_of
 from xlcm.distributed import gather
@@ -68,12 +68,7 @@ def refuse_pieces(accelerator: Accelerator, method: Method, run: RunConfig) -> N
             "losses read more than one vector a row (tokens, or a tower once more): take other "
             f"options (the method's page has a line on gradient caching), or {off}"
         )
-    norms = [
-        name
-        for name, module in method.named_modules()
-        if isinstance(module, _BatchNorm)
-        and (module.training or any(p.requires_grad for p in module.parameters()))
-    ]
+    norms = list(trained_batch_norms(method))
     if norms:
         raise ConfigError(
             f"{option}: {', '.join(norms[:3])} normalises over the rows that it is given at once, "

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
+from xlcm.batch_norm import joined_batch_norms
 from xlcm.data.collate import TrainLoader
 from xlcm.distributed import share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
@@ -79,7 +80,8 @@ def fit(
 
     Raises:
         ValueError: for parameters without gradient, or a checkpoint that doesn't fit.
-        ConfigError: for a method whose rows can't be encoded in pieces as the run asks.
+        ConfigError: for a method whose rows can't be encoded in pieces as the run asks, or whose
+            batch norm can't see the rows of all processes.
         FileNotFoundError: if a continued run's best weights are gone.
         FloatingPointError: after `run.max_nonfinite` bad steps in a row, or at the first one if
             float16 alone is to blame.
@@ -125,7 +127,7 @@ def fit(
         accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every, rate
     )
 
-    with stop_signals() as asked_to_stop:
+    with joined_batch_norms(plain), stop_signals() as asked_to_stop:
         while progress.step < steps and not out_of_patience(progress, run):
             begin, waited = time.monotonic(), 0.0
             epoch = progress.step * run.accumulate / loader.batches_per_epoch
