@@ -1,7 +1,6 @@
 """Methods with teachers and opponents under DDP: the gradients of one process on two and three.
 
-Heads are linear: batch norm averages the rows of a process, so with it they would differ, as they
-do between batch sizes.
+Heads are linear; tests/test_batch_norm.py has those with batch norm.
 """
 
 from unittest import mock
