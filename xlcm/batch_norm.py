@@ -86,6 +86,8 @@ def trained_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 def joined_batch_norms(module: nn.Module) -> Iterator[None]:
     """Let trained batch norms see the rows of all processes; on one process nothing changes.
 
+    What averages a batch without being one of torch's batch norms (timm's EvoNorm) is left alone.
+
     Args:
         module: a method, without or below a wrapper.
 
