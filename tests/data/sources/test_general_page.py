@@ -35,8 +35,8 @@ def there(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_page_has_files_and_commands():
-    assert len(FILES) == 7
-    assert len(COMMANDS) == 10
+    assert len(FILES) == 8
+    assert len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,15 @@ class Layout:
     lang_names: Mapping[str, str] = field(default_factory=dict)
     split_names: Mapping[str, str] = field(default_factory=dict)
     hold_out: Mapping[str, float] = field(default_factory=dict)
+    query: str | None = None
+    only: tuple[str, str] | None = None
 
     @property
     def single(self) -> list[str]:
         """Columns other than captions that were named."""
         named = (None if self.id == ROW else self.id, self.image, self.video, self.features,
-                 self.picture, self.split, self.lang, self.origin)  # fmt: skip
+                 self.picture, self.split, self.lang, self.origin, self.query,
+                 self.only and self.only[0])  # fmt: skip
         return [name for name in named if name is not None]
 
 
@@ -112,6 +115,14 @@ def add_columns(parser: argparse.ArgumentParser, *, pictures: bool = False) -> N
     parser.add_argument("--strip-path", default="", metavar="PREFIX",
                         help="taken off the front of image paths")  # fmt: skip
     add_splits(parser, column=True)
+
+
+def add_joining(parser: argparse.ArgumentParser) -> None:
+    """Declare which rows are read, and which of them are one query."""
+    parser.add_argument("--only", metavar="COLUMN=VALUE",
+                        help="rows with another value there are left out")  # fmt: skip
+    parser.add_argument("--query", metavar="COLUMN", help="rows with one value are one query: "
+                        "outside train one caption with several right pictures")  # fmt: skip
 
 
 def add_bad_pictures(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +166,10 @@ def read_layout(args: argparse.Namespace) -> Layout:
         raise DataError("--images and --picture-data: pictures are files, or they are in the rows")
     if args.lang is not None and args.lang_column is not None:
         raise DataError("--lang and --lang-column: one language, or one a row")
+    query, only = getattr(args, "query", None), getattr(args, "only", None)
+    if query is not None and args.id == ROW:
+        raise DataError("--query joins rows, --id @row keeps them apart: name the column of ids")
+    named = next(iter(pairs([only], "--only").items())) if only else None
     split = args.split or ("train" if args.hold_out else None)
     return Layout(
         texts=texts, id=args.id, image=args.image, video=args.video, features=args.key,
@@ -162,6 +177,7 @@ def read_layout(args: argparse.Namespace) -> Layout:
         one_split=split, one_lang=args.lang, mt_from=args.mt_from, engine=args.engine,
         separator=args.separator, strip=args.strip_path, lang_names=lang_names,
         split_names=pairs(args.split_names, "--split-names"), hold_out=shares(args.hold_out),
+        query=query, only=named,
     )  # fmt: skip
 
 

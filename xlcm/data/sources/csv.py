@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xlcm.data.manifest import DataError
-from xlcm.data.sources.columns import add_columns
+from xlcm.data.sources.columns import add_columns, add_joining
 from xlcm.data.sources.row_captions import Row
 from xlcm.data.sources.text_lines import iter_lines
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_own(parser)
     add_columns(parser, pictures=True)
+    add_joining(parser)
     parser.add_argument("--delimiter", help="between cells (default: a tab in .tsv, else a comma)")
     parser.add_argument("--quotes", action=argparse.BooleanOptionalAction, default=None,
                         help="cells may be quoted (default: no in .tsv, else yes)")  # fmt: skip

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.columns import ROW, Layout, drawn_split, lookup
 from xlcm.data.sources.row_captions import OnSkip, Row, captions_of, hint, word
+from xlcm.data.sources.several_right import SeveralRight, kept
 from xlcm.types import Caption, Item
+
+Paths = tuple[str | None, str | None, str | None]
+"""Image, video, feature key."""
 
 
 @dataclass
@@ -19,7 +23,7 @@ class _Open:
 
     where: str
     split: str
-    paths: tuple[str | None, str | None, str | None]  # image, video, feature key
+    paths: Paths
     captions: list[Caption] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -34,6 +38,7 @@ def gather(
     *,
     on_skip: OnSkip,
     pictures: Mapping[str, str | None] | None = None,
+    there: Callable[[Paths], bool] | None = None,
 ) -> Iterator[Item]:
     """Yield one item for each id (or picture), in the order of their first rows.
 
@@ -46,6 +51,7 @@ def gather(
         on_skip: told of captions without text, and of rows without picture; they are left out.
         pictures: where they were written, by `file:line`; None for one that was dropped, with
             its row.
+        there: whether an item will be kept; one that won't is no answer to a query. None: all are.
 
     Raises:
         DataError: naming file, line, column and the way out.
@@ -53,7 +59,8 @@ def gather(
     items: dict[str, _Open] = {}
     met: Counter[str] = Counter()
     first: Row | None = None
-    for row in rows:
+    several = None if layout.query is None else SeveralRight(layout.query)
+    for row in kept(rows, layout.only, on_skip):
         first = first or row
         if pictures is not None and pictures.get(row.where) is None:
             on_skip(row.where, "rows whose picture can't be read")
@@ -65,7 +72,11 @@ def gather(
         split = split_of(row, layout, key)
         item = items.get(key) or _Open(row.where, split, paths)
         _same(item, key, split, paths, row)
-        item.captions += captions_of(row, layout, key, item.counts, on_skip)
+        captions = captions_of(row, layout, key, item.counts, on_skip)
+        if several is not None:
+            captions = several.take(row, split, key, captions)
+        if several is None or there is None or there(paths):
+            item.captions += captions
         if layout.id == ROW:  # no other row belongs to it; a name that comes again is refused later
             yield item.done(key)
         else:
@@ -73,10 +84,10 @@ def gather(
     if first is not None and (pictures is None or any(pictures.values())):
         _all_met(layout, met, first)
     for key, item in items.items():
-        yield item.done(key)
+        yield item.done(key) if several is None else several.done(item.done(key))
 
 
-def identity(row: Row, layout: Layout) -> tuple[str, tuple[str | None, str | None, str | None]]:
+def identity(row: Row, layout: Layout) -> tuple[str, Paths]:
     """Return the id of a row's item, and its image, video and feature key.
 
     Raises:

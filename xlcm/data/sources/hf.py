@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xlcm.data.manifest import DataError
-from xlcm.data.sources.columns import Layout, add_columns, read_layout
+from xlcm.data.sources.columns import Layout, add_columns, add_joining, read_layout
 from xlcm.data.sources.row_captions import Row
 from xlcm.registry import nearest
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="NAME", help="of a data set that has several")
     parser.add_argument("--splits", nargs="+", help="only these (default: all)")
     add_columns(parser, pictures=True)
+    add_joining(parser)
 
 
 def run(args: argparse.Namespace) -> int:

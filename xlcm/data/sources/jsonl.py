@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xlcm.data.manifest import DataError
-from xlcm.data.sources.columns import add_columns
+from xlcm.data.sources.columns import add_columns, add_joining
 from xlcm.data.sources.row_captions import Row
 from xlcm.data.sources.text_lines import iter_lines, read_json, read_jsonl
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_own(parser)
     add_columns(parser, pictures=True)
+    add_joining(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,9 +18,11 @@ from xlcm.data.sources.columns import (
     read_files,
     read_layout,
 )
-from xlcm.data.sources.gathering import gather, identity
+from xlcm.data.sources.gathering import Paths, gather, identity
+from xlcm.data.sources.image_paths import Pictures
 from xlcm.data.sources.pictures import PictureFolder, safe_name
 from xlcm.data.sources.row_captions import Row
+from xlcm.data.sources.several_right import kept
 from xlcm.data.sources.text_lines import find
 from xlcm.types import Item
 
@@ -91,11 +93,17 @@ def run_rows(
     pictures: dict[str, str | None] | None = None
     if layout.picture is not None:
         folder = PictureFolder(pictures_folder(args.out), drop=args.bad_pictures == "drop")
-        pictures = unpack(rows(), layout, folder)
+        pictures = unpack(kept(rows(), layout.only, lambda *_: None), layout, folder)
         args.images = str(folder.folder)
+    there = None
+    if layout.query is not None and args.images is not None and args.missing_images == "drop":
+        shown = Pictures(args.images, args.out, "drop", more=args.more_images)
+
+        def there(paths: Paths) -> bool:
+            return shown.place(Item("", "", (), *paths)) is not None
 
     def items() -> Iterator[Item]:
-        return gather(rows(), layout, on_skip=skipped.add, pictures=pictures)
+        return gather(rows(), layout, on_skip=skipped.add, pictures=pictures, there=there)
 
     plan = Plan(
         name=args.source,
