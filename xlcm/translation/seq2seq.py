@@ -67,8 +67,7 @@ class Seq2Seq:
         """Open the tokenizer and see whether the model knows both languages.
 
         Raises:
-            ConfigError: if it lacks one.
-            OSError: if there is no such model.
+            ConfigError: if it lacks one, or there is no such model.
         """
         self._open(source, target)
         self._languages(source, target)
@@ -122,8 +121,14 @@ class Seq2Seq:
         name = name.replace("{target}", self.names.get(target, target))
         if name == self._opened:
             return
-        self._config = AutoConfig.from_pretrained(name, revision=self.revision)
-        self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.revision)
+        try:
+            self._config = AutoConfig.from_pretrained(name, revision=self.revision)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model {name!r} can't be opened: {error}\nIt is a folder that transformers saved, "
+                "or an id on the Hugging Face hub (fetched once, kept in $HF_HOME)"
+            ) from error
         self._opened = name
 
     def _weigh(self) -> None:
