@@ -1,6 +1,7 @@
 """Every format gives back what was written into it, by key, and says what is wrong with it."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -395,6 +396,15 @@ def test_faults_of_a_bigfile_are_told(tmp_path, monkeypatch, spoil, said):
 
 
 # -- what can't be read --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.4, 0.9])
+def test_an_lmdb_that_was_cut_off_is_told_and_does_not_kill_the_process(tmp_path, share):
+    path = lmdb_bare(tmp_path, {str(n): np.full(64, n, "f4") for n in range(500)})
+    file = path / "data.mdb"
+    os.truncate(file, int(file.stat().st_size * share))
+    with pytest.raises(DataError, match=r"db: cut off, [\d,]+ bytes of [\d,]+; copy it again"):
+        open_features(path)
 
 
 @pytest.mark.parametrize("write", [npy, npz, safetensors, hdf5, lmdb_arrays])

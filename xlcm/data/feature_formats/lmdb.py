@@ -18,6 +18,20 @@ _OPEN: dict[tuple[str, int], Any] = {}
 """Environments by path and process: LMDB opens a file once a process."""
 
 
+def cut_off(env: Any, path: Path) -> str | None:
+    """Return how much of an LMDB is missing at its end; None if it is whole.
+
+    To read a page that is not there any more would kill the process.
+
+    Args:
+        env: the open LMDB.
+        path: its folder, or its file.
+    """
+    file = path / "data.mdb" if path.is_dir() else path
+    size, needed = file.stat().st_size, (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    return f"cut off, {size:,} bytes of {needed:,}" if size < needed else None
+
+
 class LMDBReader(FeatureReader):
     """Arrays by key (needs lmdb, `pip install 'xlcm[features]'`); a copy a worker is opened anew.
 
@@ -29,7 +43,7 @@ class LMDBReader(FeatureReader):
         path: the folder with data.mdb, or a file.
 
     Raises:
-        DataError: if it can't be opened, is empty, or holds pickles.
+        DataError: if it can't be opened, is cut off or empty, or holds pickles.
         ImportError: without lmdb.
     """
 
@@ -80,6 +94,11 @@ class LMDBReader(FeatureReader):
                     str(self.folder), subdir=self.folder.is_dir(), readonly=True, lock=False,
                     readahead=False, max_readers=512,
                 )  # fmt: skip
+                if name not in _OPEN and (said := cut_off(self._env, self.folder)):
+                    self._env.close()
+                    self._env = None
+                    raise DataError(f"{self.folder}: {said}; copy it again",
+                                    kind="feature_unreadable")  # fmt: skip
                 _OPEN[name] = self._env
             except lmdb.Error as error:
                 raise DataError(f"{self.folder}: this LMDB can't be opened: {error}",

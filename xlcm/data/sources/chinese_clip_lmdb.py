@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from xlcm.data.feature_formats.lmdb import cut_off
 from xlcm.data.manifest import DataError
 
 COUNT = b"num_images"  # written last
@@ -53,11 +54,9 @@ def _opened(path: Path) -> Any:
         env = lmdb.open(str(path), readonly=True, lock=False, max_readers=1)
     except lmdb.Error as error:
         raise DataError(f"{path}: this LMDB can't be opened: {error}; {REMAKE}") from error
-    # a page beyond the end of the file would kill the process
-    expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if file.stat().st_size < expected:
+    if said := cut_off(env, path):
         env.close()
-        raise DataError(f"{file}: cut off, {file.stat().st_size:,} bytes of {expected:,}; {REMAKE}")
+        raise DataError(f"{file}: {said}; {REMAKE}")
     return env
 
 
