@@ -79,8 +79,8 @@ def open_splits(
             share = bad / max(total, 1)
             if share > max_skipped:
                 raise DataError(
-                    f"{_listed(part, faults)}: {share:.1%} of its items, more than "
-                    f"data.max_skipped={max_skipped:.1%}"
+                    f"{_listed(part, faults)}: {bad:,} of {total:,}, {share:.1%} of its items, "
+                    f"more than data.max_skipped={max_skipped:.1%}"
                 )
             skipped += faults
             if not isinstance(part, Shards) or overlaps:
