@@ -56,6 +56,17 @@ def test_a_saved_data_set_brings_its_splits_captions_and_pictures(root):
     assert check_manifest(root / "m.jsonl").faults == 0
 
 
+def test_rows_are_chosen_and_joined_by_columns_that_nothing_else_names(root):
+    datasets = pytest.importorskip("datasets")
+    rows = {"name": ["a", "b", "c"], "asked": ["boat"] * 3, "query": [7] * 3, "label": [1, 0, 1]}
+    part = datasets.Dataset.from_dict(rows)
+    datasets.DatasetDict({"test": part}).save_to_disk(root / "asked")
+    words = ["--id", "name", "--captions", "en=asked", "--query", "query", "--only", "label=1"]
+    assert command(root, "asked", *words) == 0
+    found = [(item.id, [c.relevant for c in item.captions]) for item in items(root).values()]
+    assert found == [("a", [("c",)]), ("c", [])]
+
+
 def test_translations_are_linked_and_rows_need_no_ids(root):
     words = ["--id", "@row", "--captions", "translation", "--mt-from", "en", "--splits", "train"]
     assert command(root, "d", *words) == 0
