@@ -19,7 +19,7 @@ KEPT = {"none": 0, "some": 150, "all": 10**6}  # numbers kept for the second swe
 
 @pytest.fixture(autouse=True)
 def small_tiles():
-    with mock.patch.multiple(score_tiles, ROWS=5, COLUMNS=7):
+    with mock.patch.multiple(score_tiles, ROWS=5, COLUMNS=7), mock.patch.object(tiled, "SLICE", 2):
         yield
 
 

@@ -96,7 +96,9 @@ class Tile:
                 return None
             found = part[one, :, other] if dim else part[:, one, other].T
             asked, group = (one, other) if dim else (other, one)
-            which, member = (found >= border[asked].unsqueeze(1)).nonzero(as_tuple=True)
+            which, member = (found >= border.index_select(0, asked).unsqueeze(1)).nonzero(
+                as_tuple=True
+            )
             query.append(asked.index_select(0, which))
             answer.append(offset + member * best.shape[dim] + group.index_select(0, which))
             value.append(found[which, member])

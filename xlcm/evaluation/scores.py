@@ -105,8 +105,8 @@ class Scores:
         out = torch.empty(len(images), device=self.image.device)
         step = ROWS if out.device.type == "cpu" else 4096
         for at in range(0, len(images), step):
-            rows = self.image[images[at : at + step]]
-            rows *= self.text[captions[at : at + step]]
+            rows = self.image.index_select(0, images[at : at + step])
+            rows *= self.text.index_select(0, captions[at : at + step])
             torch.sum(rows, dim=1, out=out[at : at + step])
         return out
 
@@ -115,8 +115,8 @@ class Scores:
         out = torch.empty(len(images), dtype=torch.float64, device=self.image.device)
         step = ROWS if out.device.type == "cpu" else 4096
         for at in range(0, len(images), step):
-            rows = self.image[images[at : at + step]].double()
-            rows *= self.text[captions[at : at + step]]
+            rows = self.image.index_select(0, images[at : at + step]).double()
+            rows *= self.text.index_select(0, captions[at : at + step])
             torch.sum(rows, dim=1, out=out[at : at + step])
         return out
 

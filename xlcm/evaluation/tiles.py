@@ -140,17 +140,18 @@ class _Sweep:
     def _sparse(self, tile: Tile, dim: int, side: Side, pairs: slice, hits: Hits) -> bool:
         """Count the hits that pass each right answer; False if too many are undecided."""
         start = tile.queries(dim).start
-        pair = side.offset[hits.query + start]
+        pair = side.offset.index_select(0, hits.query + start)
         answer, value = hits.answer, hits.value
         count = torch.zeros(pairs.stop - pairs.start, dtype=torch.int64, device=pair.device)
         undecided: list[tuple[Tensor, Tensor]] = []
         while len(pair):  # the lowest right answer of each query, the next one, ...
             count += torch.bincount(pair - pairs.start, minlength=len(count))
-            near = (value <= side.high[pair]).nonzero().squeeze(1)
+            near = (value <= side.high.index_select(0, pair)).nonzero().squeeze(1)
             if len(near):
                 undecided.append((pair[near], answer[near]))
-            on = (value >= side.next_low[pair]).nonzero().squeeze(1)
-            pair, answer, value = pair[on] + 1, answer[on], value[on]
+            on = (value >= side.next_low.index_select(0, pair)).nonzero().squeeze(1)
+            pair, answer, value = (one.index_select(0, on) for one in (pair, answer, value))
+            pair += 1
         if sum(len(one) for one, _ in undecided) > DENSE_SHARE * tile.scores.numel():
             return False
         self.counts[dim][pairs] += count

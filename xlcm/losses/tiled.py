@@ -19,6 +19,8 @@ from xlcm.losses.score_tiles import Cut, Gradients, Right, Scores, refuse_second
 
 KEPT = 2**23
 """Numbers of tiles kept for the second sweep at most: 32 MB in float32."""
+SLICE = 128
+"""Rows of a tile whose probabilities are made at once: what they take beside it is small."""
 STEEPEST, FAINTEST = 50.0, -60.0
 """Exponents up to the one, and sums of exponentials from `exp` of the other on, are safe: neither
 they nor the weights over them come near the bounds of float32."""
@@ -121,14 +123,13 @@ class _CrossEntropy(torch.autograd.Function):
             of_pairs = directions * weight * (ctx.smoothing - 1) / right.counts.double()
             of_pairs = of_pairs.to(rows.dtype)
             softmax = _Softmax(ctx.shift, weight, of_rows, of_columns, rows.dtype)
-            first, second = cut.scratch(rows), cut.scratch(rows)
+            scratch = cut.scratch(rows)
             for number, (row, column) in enumerate(cut):
-                tile, saved = shaped(second, row, column), number < len(kept)
-                if saved:
-                    scored = kept[number]
+                tile = shaped(scratch, row, column)
+                if number < len(kept):
+                    softmax.write(row, column, tile, of=kept[number])
                 else:
-                    scored = scores.tile(row, column, shaped(first, row, column))
-                softmax.write(row, column, scored, tile, exponentials=saved)
+                    softmax.write(row, column, scores.tile(row, column, tile))
                 if wrong:
                     tile.sub_(wrong)
                 at, to = right(row, column)
@@ -181,26 +182,32 @@ class _Softmax:
             return logarithms
         return self.weight * (self.shift - logarithms).exp()
 
-    def write(
-        self, row: slice, column: slice, scored: Tensor, out: Tensor, *, exponentials: bool
-    ) -> None:
-        """Write them to `out`; scores that are no exponentials yet are overwritten."""
-        rows = self.rows[row]
+    def write(self, row: slice, column: slice, tile: Tensor, of: Tensor | None = None) -> None:
+        """Write them to a tile of scores, or to one of leftovers from kept exponentials `of`."""
         columns = None if self.columns is None else self.columns[:, column]
-        if self.shift is None:
-            torch.sub(scored, rows, out=out).exp_()
-            if columns is not None:
-                out.add_(scored.sub_(columns).exp_())
-            out.mul_(self.weight)
+        if of is not None:
+            self._weigh(of, self.rows[row], columns, tile)
             return
-        if not exponentials:
+        for part in range(0, len(tile), SLICE):
+            rows, scored = self.rows[row][part : part + SLICE], tile[part : part + SLICE]
+            if self.shift is None:
+                along = None if columns is None else (scored - columns).exp_()
+                scored.sub_(rows).exp_()
+                if along is not None:
+                    scored.add_(along)
+                scored.mul_(self.weight)
+                continue
             if self.shift:
                 scored.sub_(self.shift)
-            scored.exp_()
+            self._weigh(scored.exp_(), rows, columns, scored)
+
+    def _weigh(self, of: Tensor, rows: Tensor, columns: Tensor | None, out: Tensor) -> None:
         if columns is None:
-            torch.mul(scored, rows, out=out)
+            torch.mul(of, rows, out=out)
+        elif out is of:
+            out.mul_(rows + columns)
         else:
-            torch.add(rows, columns, out=out).mul_(scored)
+            torch.add(rows, columns, out=out).mul_(of)
 
 
 def cross_entropy(
