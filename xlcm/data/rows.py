@@ -163,10 +163,9 @@ def _places(captions: Sequence[Caption], faults: Sequence[Fault]) -> set[int]:
 def _listed(dataset: Dataset, faults: Sequence[Fault]) -> str:
     shown = "\n  ".join(f"{fault.where}: {fault.message}" for fault in faults[:5])
     more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return (
-        f"{len(faults)} fault(s) in {dataset.name}, split {dataset.split!r} "
-        f"(`xlcm data check` lists all):\n  {shown}{more}\n"
-    ).rstrip()
+    way = "" if isinstance(dataset, HfStream) else " (`xlcm data check` lists all)"
+    found = f"{len(faults)} fault(s) in {dataset.name}, split {dataset.split!r}{way}"
+    return f"{found}:\n  {shown}{more}"
 
 
 @dataclass
