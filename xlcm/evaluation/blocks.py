@@ -1,6 +1,6 @@
 """A tile of the score matrix, and which of its scores reach a border, found without reading all.
 
-The maxima of groups of eight scores are taken in one fast pass. Only groups whose maximum reaches
+The maxima of groups of sixteen scores are taken in one fast pass. Only groups whose maximum reaches
 the border of their query are looked into: a few in a hundred, if the model is any good.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUP = 8
+GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Tile:
         return self.left if dim else self.top
 
     def groups(self, dim: int) -> list[tuple[Tensor, Tensor]]:
-        """Return scores in groups along a dimension, `(r, 8, c / 8)`, with their maxima.
+        """Return scores in groups along a dimension, `(r, 16, c / 16)`, with their maxima.
 
-        A group takes every (c / 8)-th score, which makes the maxima one fast pass. Scores that
+        A group takes every (c / 16)-th score, which makes the maxima one fast pass. Scores that
         are left over are groups of one.
         """
         if dim not in self._groups:
