@@ -12,7 +12,7 @@ from typing import Any
 from xlcm.data.images import Opened
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.columns import ROW, Layout, lookup
-from xlcm.data.sources.hf import undecoded
+from xlcm.data.sources.hf import reason, undecoded
 from xlcm.data.sources.own import picture_data
 from xlcm.data.sources.pictures import decode_base64
 from xlcm.data.sources.row_captions import Row, word
@@ -52,7 +52,7 @@ def open_builder(
             return datasets.load_dataset_builder(name, config, revision=revision, columns=columns)
         return builder
     except (ValueError, OSError, KeyError) as error:
-        raise DataError(f"{name}: `datasets` can't open it: {error}") from error
+        raise DataError(f"{name}: `datasets` can't open it: {reason(error)}") from error
 
 
 def stream_of(builder: Any, name: str, split: str) -> Any:
@@ -65,7 +65,9 @@ def stream_of(builder: Any, name: str, split: str) -> Any:
         stream = builder.as_streaming_dataset(split=split)
         return stream if stream.features is not None else stream._resolve_features()
     except (ValueError, OSError, KeyError) as error:
-        raise DataError(f"{name}, split {split!r}: `datasets` can't open it: {error}") from error
+        raise DataError(
+            f"{name}, split {split!r}: `datasets` can't open it: {reason(error)}"
+        ) from error
 
 
 def files_of(builder: Any, split: str) -> list[Any]:
@@ -147,8 +149,9 @@ class StreamedRows:
             raise
         except (OSError, ValueError) as error:
             self._cursors.remove(cursor)
-            raise DataError(f"{self.name}, shard {shard}: `datasets` can't read it: {error}") \
-                from error  # fmt: skip
+            raise DataError(
+                f"{self.name}, shard {shard}: `datasets` can't read it: {reason(error)}"
+            ) from error
 
     def _cursor(self, shard: int, number: int) -> _Cursor:
         fitting = [c for c in self._cursors if c.shard == shard and c.reaches(number)]

@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -91,6 +92,26 @@ def test_faults_are_named(root, capsys):
     (root / "empty").mkdir()
     assert command(root, "empty", "--id", "number", "--captions", "en=captions") == 2
     assert "can't open it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("t.csv", b"name,en\na,A dog.\nb,A caf\xe9.\n", "codec can't decode.*not UTF-8.*iconv"),
+        ("t.csv", b'name,en\na,A dog.\nb,"A cat.\n', "EOF inside string"),
+        ("t.jsonl", b'{"name": "a", "en": "A dog."}\n{"name": "b", "en": "A c', "JSON parse error"),
+        ("t.parquet", b"PAR1 cut short", "Parquet magic bytes"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(root, monkeypatch, capsys, name, data, said):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    (root / "bad").mkdir()
+    (root / "bad" / name).write_bytes(data)
+    assert command(root, "bad", "--id", "name", "--captions", "en=en") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(rf"bad: `datasets` can't open it: \S*/bad/{name}: .*{said}", told)
+    assert not (root / "m.jsonl").exists()
 
 
 def test_the_hub_is_asked_only_when_it_is_named(root, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def open_parts(
         else:
             opened = datasets.load_dataset(str(root), config)
     except (ValueError, OSError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{hub or root}: `datasets` can't open it: {error}") from error
+        raise DataError(f"{hub or root}: `datasets` can't open it: {reason(error)}") from error
     if isinstance(opened, Mapping):
         return {str(name): part for name, part in opened.items()}
     return {str(opened.split or "rows"): opened}
@@ -113,8 +114,30 @@ def read_part(
             yield Row(f"{name}, {split} row {number}", known, values, f"{split}-{number}")
     except (OSError, ValueError) as error:  # of the files, not of who takes the rows
         raise ReadError(
-            f"{name}, {split}, behind row {number}: `datasets` can't read on: {error}"
+            f"{name}, {split}, behind row {number}: `datasets` can't read on: {reason(error)}"
         ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what `datasets` stumbled over, and the file that it was reading, if that can be told.
+
+    Its own message may say neither: "An error occurred while generating the dataset".
+    """
+    chain = [error]
+    while (before := chain[-1].__cause__) is not None:
+        chain.append(before)
+    told = next((e for e in chain if type(e).__name__ != "DatasetGenerationError"), error)
+    files = [
+        frame.f_locals.get("file")
+        for one in chain
+        for frame, _ in traceback.walk_tb(one.__traceback__)
+        if "packaged_modules" in frame.f_code.co_filename
+    ]
+    named = [file for file in files if isinstance(file, str)]
+    said = f"{named[-1]}: {told}" if named and named[-1] not in str(told) else str(told)
+    if isinstance(told, UnicodeDecodeError):
+        said += " (not UTF-8; `iconv -f latin1 -t utf-8` may help)"
+    return said
 
 
 class ReadError(DataError):
