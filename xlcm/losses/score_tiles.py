@@ -148,14 +148,23 @@ class Right:
         self._group = row_group
         self._sorted = {part.start: torch.sort(column_group[part]) for part in cut.columns}
         self.counts = _span(torch.sort(column_group).values, row_group)[1]
+        # how many a tile has is read for all at once: at each tile a GPU would have to wait
+        tiles, totals = [], []
+        for start, (values, _) in self._sorted.items():
+            counts = _span(values, row_group)[1]
+            tiles += [(row.start, start) for row in cut.rows]
+            totals += [counts[row].sum() for row in cut.rows]
+        numbers = torch.stack(totals).tolist() if totals else []
+        self._numbers = dict(zip(tiles, numbers))
 
     def __call__(self, row: slice, column: slice) -> tuple[Tensor, Tensor]:
         """Return rows and columns `(n,)` of the right answers, as places in this tile."""
         values, order = self._sorted[column.start]
         first, counts = _span(values, self._group[row])
-        rows = torch.repeat_interleave(counts)
+        number = self._numbers[row.start, column.start]
+        rows = torch.repeat_interleave(counts, output_size=number)
         before = counts.cumsum(0) - counts
-        places = torch.arange(len(rows), device=rows.device) + (first - before)[rows]
+        places = torch.arange(number, device=rows.device) + (first - before)[rows]
         return rows, order[places]
 
 
