@@ -10,7 +10,7 @@ from PIL import Image
 
 from xlcm.data.check import check_manifest
 from xlcm.data.dataset import ManifestDataset
-from xlcm.data.manifest import DataError, read_manifest
+from xlcm.data.manifest import BOM, DataError, read_manifest
 from xlcm.data.sources import SOURCES, photos
 from xlcm.data.sources.photos import extract, import_photos
 
@@ -141,7 +141,10 @@ def test_damaged_sources_are_named(root, tmp_path):
         import_photos(root, out, captions=["en.humna"])
     whole = (root / "captions" / "en.human.tsv.gz").read_bytes()
     (root / "captions" / "en.human.tsv.gz").write_bytes(whole[:-12])
-    with pytest.raises(DataError, match=r"en\.human\.tsv\.gz: can't be read"):
+    with pytest.raises(DataError, match=r"en\.human\.tsv\.gz: the file is cut off"):
+        import_photos(root, out, captions=["en.human"])
+    (root / "captions" / "en.human.tsv.gz").unlink()
+    with pytest.raises(DataError, match=r"en\.human\.tsv\.gz: no such file"):
         import_photos(root, out, captions=["en.human"])
     captions(root, "en.human", [("a.jpg", 0, "x"), ("z.jpg", 0, "x")])
     with pytest.raises(DataError, match=r"en\.human\.tsv\.gz:3: unknown image 'z\.jpg'"):
@@ -155,6 +158,35 @@ def test_damaged_sources_are_named(root, tmp_path):
     with pytest.raises(DataError, match=r"images\.tar: "):
         import_photos(root, out, captions=["en.human"])
     assert not out.exists()
+
+
+def test_a_wrong_encoding_number_or_header_and_a_picture_listed_twice_are_named(root, tmp_path):
+    file = root / "captions" / "en.human.tsv.gz"
+    lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
+
+    def refused(said, changed):
+        file.write_bytes(gzip.compress(b"".join(changed)))
+        with pytest.raises(DataError, match=said) as caught:
+            import_photos(root, tmp_path / "m.jsonl", captions=["en.human"])
+        assert len(str(caught.value)) < 300 + len(str(root))
+
+    refused(r"gz:4: not UTF-8 at byte 9 .*iconv", [*lines[:3], b"b.jpg\t0\tb\xe9\n", *lines[4:]])
+    refused(r"gz:4: 'idx' must be a number", [*lines[:3], b"b.jpg\t-\tb\n", *lines[4:]])
+    refused(r"gz:1: the header has no 'idx'; it has image, n", [b"image\tn\ttext\n", *lines[1:]])
+    with open(root / "images.jsonl", "a") as images:
+        images.write('{"image": "b.jpg", "split": "val"}\n')
+    refused(r"images.jsonl:6: picture 'b\.jpg' is in line 2 before", lines)
+
+
+def test_windows_line_ends_and_a_byte_order_mark_change_nothing(root, tmp_path):
+    import_photos(root, tmp_path / "a" / "m.jsonl", captions=["en.human"])
+    for file in (root / "captions" / "en.human.tsv.gz", root / "sources.tsv"):
+        data = file.read_bytes()
+        packed = file.suffix == ".gz"
+        data = (gzip.decompress(data) if packed else data).replace(b"\n", b"\r\n")
+        file.write_bytes(gzip.compress(BOM + data) if packed else BOM + data)
+    import_photos(root, tmp_path / "b" / "m.jsonl", captions=["en.human"])
+    assert (tmp_path / "b" / "m.jsonl").read_bytes() == (tmp_path / "a" / "m.jsonl").read_bytes()
 
 
 def test_every_source_is_a_module_with_the_two_functions():

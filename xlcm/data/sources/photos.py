@@ -7,16 +7,15 @@ The folder holds `images.tar`, `images.jsonl` (image, split), `captions/<lang>.<
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xlcm.data.manifest import DataError, ManifestWriter
+from xlcm.data.sources.text_lines import iter_lines, read_jsonl
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item, Origin
 
@@ -151,9 +150,8 @@ def _caption(image: str, idx: int, text: str, source: Source, made: set[str]) ->
 
 def read_sources(path: Path) -> dict[str, Source]:
     """Return the caption files that `sources.tsv` lists, by name."""
-    rows = _table(path, path.read_text(encoding="utf-8").splitlines())
     found = {}
-    for number, row in rows:
+    for number, row in _table(path, ("file", "lang", "kind", "captions")):
         try:
             name = row["file"].removesuffix(".tsv.gz")
             images = {split: int(row[f"{split}_images"]) for split in SPLITS}
@@ -166,13 +164,19 @@ def read_sources(path: Path) -> dict[str, Source]:
 
 
 def read_images(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file name, split) of every picture."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            yield row["image"], row["split"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number}: no image and split: {error!r}") from error
+    """Yield (file name, split) of every picture.
+
+    Raises:
+        DataError: for a damaged file, or a picture that is listed twice.
+    """
+    met: dict[str, int] = {}
+    for number, row in read_jsonl(path):
+        image, split = row.get("image"), row.get("split")
+        if not isinstance(image, str) or not isinstance(split, str):
+            raise DataError(f"{path}:{number}: 'image' and 'split' must be text, got {row!r:.60}")
+        if met.setdefault(image, number) != number:
+            raise DataError(f"{path}:{number}: picture {image!r} is in line {met[image]} before")
+        yield image, split
 
 
 def read_captions(path: Path, known: dict[str, str]) -> Iterator[tuple[str, int, str]]:
@@ -181,22 +185,24 @@ def read_captions(path: Path, known: dict[str, str]) -> Iterator[tuple[str, int,
     Raises:
         DataError: for a damaged file, or a picture that `images.jsonl` doesn't list.
     """
-    try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            for number, row in _table(path, file):
-                if row["image"] not in known:
-                    raise DataError(f"{path}:{number}: unknown image {row['image']!r}")
-                yield row["image"], int(row["idx"]), row["text"]
-    except (OSError, EOFError, UnicodeDecodeError, KeyError) as error:
-        raise DataError(f"{path}: can't be read: {error!r}") from error
+    for number, row in _table(path, ("image", "idx", "text")):
+        if row["image"] not in known:
+            raise DataError(f"{path}:{number}: unknown image {row['image']!r}")
+        if not row["idx"].isdecimal():
+            raise DataError(f"{path}:{number}: 'idx' must be a number, got {row['idx']!r:.60}")
+        yield row["image"], int(row["idx"]), row["text"]
 
 
-def _table(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _table(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line, values by column) of a file with a header."""
     header: list[str] = []
-    for number, line in enumerate(lines, 1):
-        cells = line.rstrip("\n").split("\t")
+    for number, line in iter_lines(path):
+        cells = line.split("\t")
         if number == 1:
             header = cells
+            if missing := [name for name in needed if name not in header]:
+                raise DataError(f"{path}:1: the header has no {missing[0]!r}; it has "
+                                f"{', '.join(header)}")  # fmt: skip
         elif len(cells) != len(header):
             raise DataError(f"{path}:{number}: {len(cells)} columns, expected {len(header)}")
         else:
