@@ -17,6 +17,18 @@ PAYS = 1024 * 1024
 Tiled = Literal["auto", "always", "never"]
 
 
+NO_FLOAT64 = ("mps",)
+"""Types of device without float64."""
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return the values as sums from tile to tile are carried on: in float64, where there is one.
+
+    Apple's GPUs have none; there they stay what they are.
+    """
+    return values if values.device.type in NO_FLOAT64 else values.double()
+
+
 def refuse_second_derivative() -> None:
     """Raise RuntimeError inside a backward pass that shall be differentiated again.
 
@@ -121,11 +133,11 @@ class Gradients:
         """Return the gradients of rows, columns and scale; call it once, at the end."""
         of_scale = None
         if self.rows is not None:
-            total = self.rows.new_zeros((), dtype=torch.float64)
+            total = widened(self.rows.new_zeros(()))
             for part in _even(len(self.rows), ROWS):
                 here = self.rows[part]
                 if self._wants_scale:
-                    total += (here * self.scores.rows[part]).sum(dim=1).double().sum()
+                    total += widened((here * self.scores.rows[part]).sum(dim=1)).sum()
                 here.mul_(self.scores.scale)
             if self._wants_scale:
                 of_scale = total.to(scale.dtype).expand_as(scale)

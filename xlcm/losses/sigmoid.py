@@ -20,6 +20,7 @@ from xlcm.losses.score_tiles import (
     in_tiles,
     refuse_second_derivative,
     shaped,
+    widened,
 )
 
 FAR = 40.0
@@ -110,7 +111,7 @@ class _Sigmoid(torch.autograd.Function):
         cut = Cut(len(rows), len(columns))
         right = Right(row_group, column_group, cut)
         offset = float(bias)
-        total = rows.new_zeros((), dtype=torch.float64)
+        total = widened(rows.new_zeros(()))
         of_bias = torch.zeros_like(total)
         found = Gradients(scores, ctx.needs_input_grad[:3])
         first, second = cut.scratch(rows), cut.scratch(rows)
@@ -121,12 +122,12 @@ class _Sigmoid(torch.autograd.Function):
             places = at * logits.shape[1] + to
             _negate(logits, places)
             torch.ops.aten.softplus.out(logits, 1, FAR, out=other)
-            total += other.sum(dim=1).double().sum()
+            total += widened(other.sum(dim=1)).sum()
             if any(ctx.needs_input_grad):
                 torch.sigmoid(logits, out=other)
                 _negate(other, places)
                 if ctx.needs_input_grad[3]:
-                    of_bias += other.sum(dim=1).double().sum()
+                    of_bias += widened(other.sum(dim=1)).sum()
                 found.add(row, column, other)
         of_rows, of_columns, of_scale = found.finish(scale)
         ctx.save_for_backward(of_rows, of_columns, of_scale, of_bias.to(bias.dtype).expand_as(bias))

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlcm.losses.score_tiles import Cut, Gradients, Right, Scores, refuse_second_derivative, shaped
+from xlcm.losses.score_tiles import (
+    Cut,
+    Gradients,
+    Right,
+    Scores,
+    refuse_second_derivative,
+    shaped,
+    widened,
+)
 
 KEPT = 2**23
 """Numbers of tiles kept for the second sweep at most: 32 MB in float32."""
@@ -39,17 +47,17 @@ class _LogSumExp:
         self.shift = shift
         start = 0.0 if shift is not None else -math.inf
         b, columns = len(scores.rows), len(scores.columns)
-        options: dict[str, Any] = {"dtype": torch.float64, "device": scores.rows.device}
-        self.rows = torch.full((b,), start, **options)
-        self.columns = torch.full((columns,), start, **options) if both else None
+        like = widened(scores.rows.new_zeros(()))
+        self.rows = like.new_full((b,), start)
+        self.columns = like.new_full((columns,), start) if both else None
 
     def add(self, row: slice, column: slice, tile: Tensor) -> None:
         """Count a tile of scores; with a shift it holds exponentials afterwards."""
         if self.shift is None:
-            self.rows[row] = torch.logaddexp(self.rows[row], tile.logsumexp(1).double())
+            self.rows[row] = torch.logaddexp(self.rows[row], widened(tile.logsumexp(1)))
             if self.columns is not None:
                 of = self.columns[column]
-                self.columns[column] = torch.logaddexp(of, tile.logsumexp(0).double())
+                self.columns[column] = torch.logaddexp(of, widened(tile.logsumexp(0)))
             return
         if self.shift:
             tile.sub_(self.shift)
@@ -102,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
         if sums.columns is not None:
             value = value + sums.columns.sum()
         if smoothing and len(columns):
-            mean = rows.sum(dim=0).double() @ columns.sum(dim=0).double() / len(columns)
+            mean = widened(rows.sum(dim=0)) @ widened(columns.sum(dim=0)) / len(columns)
             value = value - directions * smoothing * scores.scale * mean
         return value.clamp(min=0).to(rows.dtype)  # rounding may leave -1e-8
 
@@ -120,7 +128,9 @@ class _CrossEntropy(torch.autograd.Function):
             weight = float(gradient)
             directions = 1 if of_columns is None else 2
             wrong = directions * weight * ctx.smoothing / max(1, len(columns))
-            of_pairs = directions * weight * (ctx.smoothing - 1) / right.counts.double()
+            of_pairs = (
+                directions * weight * (ctx.smoothing - 1) / widened(right.counts.to(rows.dtype))
+            )
             of_pairs = of_pairs.to(rows.dtype)
             softmax = _Softmax(ctx.shift, weight, of_rows, of_columns, rows.dtype)
             scratch = cut.scratch(rows)
@@ -144,7 +154,7 @@ def _first_sweep(
     """Return the first tiles of exponentials, and the sum over rows of their mean right score."""
     scratch = cut.scratch(scores.rows)
     kept: list[Tensor] = []
-    pairs = scores.rows.new_zeros((), dtype=torch.float64)
+    pairs = widened(scores.rows.new_zeros(()))
     for row, column in cut:
         tile = shaped(scratch, row, column)
         if tile.numel() <= budget:
@@ -156,7 +166,7 @@ def _first_sweep(
         scores.tile(row, column, tile)
         at, to = right(row, column)
         if len(at):
-            pairs += (tile[at, to].double() / right.counts[row][at]).sum()
+            pairs += (widened(tile[at, to]) / right.counts[row][at]).sum()
         sums.add(row, column, tile)
     return kept, pairs
 
@@ -224,7 +234,7 @@ def cross_entropy(
 
     The value is that of `F.cross_entropy(scale * rows @ columns.T, target, reduction="sum")`, where
     `target` shares the mass of a row among the columns of its group. It can't be differentiated
-    twice. The sums are carried on in float64.
+    twice. The sums are carried on in float64 (float32 on devices without it).
 
     Args:
         rows: `(b, D)` float32 or float64.

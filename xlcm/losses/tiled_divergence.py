@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlcm.distributed import world
-from xlcm.losses.score_tiles import Cut, Gradients, Scores, refuse_second_derivative, shaped
+from xlcm.losses.score_tiles import (
+    Cut,
+    Gradients,
+    Scores,
+    refuse_second_derivative,
+    shaped,
+    widened,
+)
 from xlcm.losses.tiled import KEPT, STEEPEST
 
 Pair = tuple[Tensor, Tensor]
@@ -101,7 +108,7 @@ class _Sums:
 
     def __init__(self, dim: int, size: int, like: Tensor) -> None:
         self.dim = dim
-        self.student, self.teacher, self.gap = like.new_zeros(3, size, dtype=torch.float64)
+        self.student, self.teacher, self.gap = widened(like.new_zeros(3, size))
 
     def add(self, part: slice, student: Tensor, teacher: Tensor, gap: Tensor) -> None:
         self.student[part] += student.sum(dim=self.dim)
@@ -157,7 +164,7 @@ class _Divergence(torch.autograd.Function):
                 along.add(row, scored, taught, gap)
             if by_columns:
                 down.add(column, scored, taught, gap)
-        value = rows.new_zeros((), dtype=torch.float64)
+        value = widened(rows.new_zeros(()))
         counted = [sums for sums, asked in ((along, by_rows), (down, by_columns)) if asked]
         for sums in counted:
             value = value + sums.value(kl)
