@@ -91,6 +91,7 @@ LAUNCHERS = {
     "gpus.yaml": "MULTI_GPU",
     "nodes.yaml": "MULTI_GPU",
     "fsdp.yaml": "FSDP",
+    "deepspeed.yaml": "DEEPSPEED",
 }
 """Files for `accelerate launch --config_file`, in configs/accelerate/; what they start."""
 
@@ -170,8 +171,14 @@ def test_accelerate_takes_every_launcher_file_and_leaves_the_precision_to_the_ru
     assert config.mixed_precision == "no"
     known = {field.name for field in dataclasses.fields(config)}
     assert set(given) <= known  # accelerate drops unknown keys of some versions in silence
-    options = {f"--{key}" for key in given.get("fsdp_config", ())}
-    assert options <= set(launch_command_parser()._option_string_actions)
+    spread = {**given.get("fsdp_config", {}), **given.get("deepspeed_config", {})}
+    known = launch_command_parser()._option_string_actions
+    assert {f"--{key}" for key in spread} <= set(known)
+    if name == "deepspeed.yaml":
+        assert spread["zero_stage"] in (1, 2)  # what ZeroAccelerator takes
+        assert {spread[f"offload_{what}_device"] for what in ("optimizer", "param")} == {"none"}
+    if name == "fsdp.yaml":
+        assert spread["fsdp_version"] == 2
 
 
 def extended(path: Path) -> Iterator[Path]:

@@ -161,7 +161,7 @@ def test_the_metrics_have_the_fields_of_the_page(run):
 
 
 def test_the_keys_that_a_run_may_be_continued_with_are_listed():
-    from xlcm.training.setup import MAY_CHANGE
+    from xlcm.training.continued import MAY_CHANGE
 
     listed = re.findall(r"`([\w.]+)`", marked(TRAINING.read_text(encoding="utf-8"), "may change"))
     assert listed == sorted(

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from xlcm.training import setup
+from xlcm.training import launch
 
 
 def test_bf16_stays_within_two_percent_of_fp32_and_losses_are_float32(tiny_data, tmp_path):
@@ -43,7 +43,7 @@ def test_bf16_stays_within_two_percent_of_fp32_and_losses_are_float32(tiny_data,
 @pytest.fixture
 def scaled(monkeypatch):
     """Accelerate uses fp16 on GPUs only; this gives it torch's scaler for the CPU."""
-    accelerator = setup.Accelerator
+    accelerator = launch.Accelerator
 
     def scaling(**options):
         made = accelerator(**options)
@@ -52,7 +52,7 @@ def scaled(monkeypatch):
         made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
         return made
 
-    monkeypatch.setattr(setup, "Accelerator", scaling)
+    monkeypatch.setattr(launch, "Accelerator", scaling)
 
 
 def test_fp16_resumes_with_its_scale(tiny_data, tmp_path, scaled):

@@ -1,13 +1,16 @@
 """The folder of a run belongs to one config; what does not fit stops before any training."""
 
 import pytest
+import small_models
 import tiny
 import yaml
 
-from xlcm.config import ConfigError, check, load, merge
+from xlcm.config import ConfigError, build, check, load, merge
 from xlcm.data.manifest import DataError
+from xlcm.registry import methods
+from xlcm.training.continued import MAY_CHANGE
 from xlcm.training.settings import TrainConfig
-from xlcm.training.setup import MAY_CHANGE, start
+from xlcm.training.setup import start
 
 
 @pytest.fixture
@@ -117,8 +120,44 @@ def test_a_config_stops_at_its_faults_before_anything_is_built(tiny_data, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_deepspeed_is_refused_before_anything_is_written(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"use FSDP.*configs/accelerate/fsdp\.yaml"):
-        tiny.train(tiny.tree(tiny_data, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"run": {"micro_batch": 17}}, r"run\.micro_batch=17, but a process has only 16 rows"),
+        ({"run": {"micro_batch": 4}, "method": {"name": "cl2cm", "word_score": 1.0}},
+         r"run\.micro_batch: cl2cm can't be trained in pieces.*null"),
+        ({"run": {"length_pieces": 4}, "method": {"name": "nrccr", "discriminator": "strong"}},
+         r"run\.length_pieces: nrccr can't be trained in pieces.*\(0\)"),
+        ({"run": {"micro_batch": 4}, "model": {"text": {"name": "refined"}}},
+         r"run\.micro_batch: with legacy_padding \(model\.text\).*false"),
+    ],
+)  # fmt: skip
+def test_pieces_that_can_not_be_are_refused_before_data_are_read(
+    tiny_data, tmp_path, changed, said
+):
+    gone = {"data": {"train": {"path": str(tmp_path / "gone.jsonl")}}}
+    config = merge(tiny.tree(tiny_data, tmp_path / "out"), gone)
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+        tiny.train(config)
+    changed = merge(config, {**changed, "run": {**changed["run"], "output": str(tmp_path / "new")}})
+    if changed["model"]["text"]["name"] == "refined":
+        changed["model"]["text"] = {
+            "name": "refined", "legacy_padding": True, "encoder": config["model"]["text"]
+        }  # fmt: skip
+    with pytest.raises(ConfigError, match=said):
+        tiny.train(changed)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("contrastive", {}), ("translate_train", {}), ("cl2cm", {}), ("cl2cm", {"word_score": 1.0}),
+        ("nrccr", {}), ("nrccr", {"discriminator": "strong"}),
+        ("nrccr", {"discriminator": "strong", "adversarial_weight": 0}),
+    ],
+)  # fmt: skip
+def test_what_a_config_says_of_pieces_is_what_the_built_method_says(name, options):
+    config = {"name": name, **options}
+    built = build(methods, config, small_models.model(small_models.refined()))
+    assert methods.get(name).cacheable_with(config) is built.cacheable

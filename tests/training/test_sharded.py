@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from tiny_methods import HEAD
 from torch.distributed.tensor import DTensor
 
-from xlcm.training import setup
+from xlcm.training import launch
 
 
 def sharded(configs, crash_before):
     """Train with each config; the last one is first cut off and then continued."""
     found = {"processes": tiny.join_pool()}
-    accelerator = setup.Accelerator
+    accelerator = launch.Accelerator
 
     def sharding(**options):
         made = accelerator(**options)
@@ -31,7 +31,7 @@ def sharded(configs, crash_before):
         )
         return made
 
-    setup.Accelerator = sharding
+    launch.Accelerator = sharding
     scores = []
 
     def evaluate(retriever):

@@ -8,7 +8,7 @@ import tiny
 from accelerate import Accelerator
 
 from xlcm.config import ConfigError
-from xlcm.training import setup
+from xlcm.training import launch
 from xlcm.training.tracking import Journal, clock
 
 
@@ -66,7 +66,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything_starts(
     tiny_data, tmp_path, monkeypatch
 ):
     config = tiny.tree(tiny_data, tmp_path / "run", run={"trackers": ["wandb"]})
-    monkeypatch.setattr(setup, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"run.trackers: wandb is not installed; pip install"):
         tiny.train(config)
     assert not (tmp_path / "run").exists()

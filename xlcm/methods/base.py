@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -80,6 +80,11 @@ class Method(nn.Module):
         self.retriever = retriever
         self.weights = {}
         self.extra_texts = {}
+
+    @classmethod
+    def cacheable_with(cls, options: Mapping[str, Any]) -> bool:
+        """Return what `cacheable` will be with a config's options: known before it is built."""
+        return cls.cacheable
 
     def settle(self, used: Iterable[object]) -> None:
         """Bring the model's temperature and bias in line with the losses that have a weight.

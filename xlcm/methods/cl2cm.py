@@ -14,6 +14,7 @@ what is published and what is ours.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -220,6 +221,11 @@ class CL2CM(Method):
                 self.cross_lingual.requires_grad_(False)
         self.settle([self.image_loss] if set(PAIRS) & set(self.full) else [])
         self.begin(0.0)
+
+    @classmethod
+    def cacheable_with(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether no loss reads the words of a row."""
+        return not options.get("word_score")
 
     def begin(self, epoch: float) -> None:
         """Set the weights of this moment: stage, and warm-up of w."""

@@ -12,6 +12,7 @@ states of target ─► discriminator: may it tell the language?        (adversa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -152,6 +153,12 @@ class NRCCR(Method):
             # tokens of rows with other lengths can't be stacked as embeddings can
             self.cacheable = not judge.needs_tokens
         self.settle([self.pair_loss] if set(PAIRS) & set(self.weights) else [])
+
+    @classmethod
+    def cacheable_with(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether no loss reads the tokens of a row."""
+        strong = options.get("discriminator") == "strong"
+        return not strong or options.get("adversarial_weight") == 0
 
     # -- rows -----------------------------------------------------------------------------------
 

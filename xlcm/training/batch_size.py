@@ -17,9 +17,10 @@ from xlcm.config import ConfigError
 from xlcm.data.batching import share_of
 from xlcm.distributed import gather
 from xlcm.methods.base import Method
+from xlcm.registry import methods
 from xlcm.training.caching import random_state, set_random_state
 from xlcm.training.progress import Progress
-from xlcm.training.settings import RunConfig
+from xlcm.training.settings import RunConfig, TrainConfig
 from xlcm.types import Batch, TextBatch
 
 ON_A_CPU = 64
@@ -60,14 +61,8 @@ def refuse_pieces(accelerator: Accelerator, method: Method, run: RunConfig) -> N
     """
     if run.micro_batch is None and not run.length_pieces:
         return
-    option = "run.length_pieces" if run.micro_batch is None else "run.micro_batch"
-    off = f"leave {option} out ({'0' if run.micro_batch is None else 'null'})"
-    if not method.cacheable:
-        raise ConfigError(
-            f"{option}: {method.title} can't be trained in pieces with these options, as its "
-            "losses read more than one vector a row (tokens, or a tower once more): take other "
-            f"options (the method's page has a line on gradient caching), or {off}"
-        )
+    _refuse(accelerator, run, method, method.cacheable)
+    option, off = _asked(run)
     norms = list(trained_batch_norms(method))
     if norms:
         raise ConfigError(
@@ -77,18 +72,68 @@ def refuse_pieces(accelerator: Accelerator, method: Method, run: RunConfig) -> N
         )
     padded = [n for n, m in method.named_modules() if getattr(m, "legacy_padding", False)]
     if padded:
+        raise _padded(run, padded[0])
+
+
+def refuse_pieces_of(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Say what the config alone tells of what `refuse_pieces` would find: before data are read.
+
+    Args:
+        accelerator: knows how parameters are spread.
+        config: checked.
+
+    Raises:
+        ConfigError: naming what stands in the way and the way out.
+    """
+    run = config.run
+    if run.micro_batch is None and not run.length_pieces:
+        return
+    method: type[Method] = methods.get(config.method["name"])
+    _refuse(accelerator, run, method, method.cacheable_with(config.method))
+    text = config.model.get("text")
+    if isinstance(text, dict) and text.get("legacy_padding"):
+        raise _padded(run, "model.text")
+
+
+def _asked(run: RunConfig) -> tuple[str, str]:
+    """Return the option that cuts the batch, and how it is left out."""
+    option = "run.length_pieces" if run.micro_batch is None else "run.micro_batch"
+    return option, f"leave {option} out ({'0' if run.micro_batch is None else 'null'})"
+
+
+def _refuse(
+    accelerator: Accelerator, run: RunConfig, method: Method | type[Method], cacheable: bool
+) -> None:
+    option, off = _asked(run)
+    if not cacheable:
         raise ConfigError(
-            f"{option}: with legacy_padding ({padded[0]}) a caption's vector depends on the "
-            f"longest one beside it: set legacy_padding to false, or {off}"
+            f"{option}: {method.title} can't be trained in pieces with these options, as its "
+            "losses read more than one vector a row (tokens, or a tower once more): take other "
+            f"options (the method's page has a line on gradient caching), or {off}"
         )
     spread = accelerator.distributed_type
-    known = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if run.micro_batch is not None and spread in known:
+    if run.micro_batch is not None and spread in (
+        DistributedType.FSDP,
+        DistributedType.MEGATRON_LM,
+    ):
         raise ConfigError(
             f"run.micro_batch: not with {spread.value}, which reduces gradients in each backward "
-            "pass: start with plain data parallelism (accelerate launch --multi_gpu), or leave "
-            "run.micro_batch out (null); run.length_pieces saves padding with FSDP too"
+            "pass: start with plain data parallelism (accelerate launch --multi_gpu) or DeepSpeed, "
+            "or leave run.micro_batch out (null); run.length_pieces saves padding with FSDP too"
         )
+    if run.micro_batch == "auto" and spread == DistributedType.DEEPSPEED:
+        raise ConfigError(
+            "run.micro_batch=auto: DeepSpeed takes each backward pass for one of a step, so that "
+            "none can be tried: give a number of rows"
+        )
+
+
+def _padded(run: RunConfig, where: str) -> ConfigError:
+    option, off = _asked(run)
+    return ConfigError(
+        f"{option}: with legacy_padding ({where}) a caption's vector depends on the longest one "
+        f"beside it: set legacy_padding to false, or {off}"
+    )
 
 
 def rows_a_time(

@@ -3,8 +3,7 @@
 A checkpoint is a folder `step-00000120` with `model.safetensors`, `optimizer.safetensors` and
 `state.json`, which lists the size of each file. Beside it lie the best weights that its state
 names by `best_step`, such as `best-00000080.safetensors`. Model and optimiser states are
-gathered whole through `torch.distributed.checkpoint.state_dict`, the same on one process, under
-DDP and FSDP.
+gathered whole, so that they are the same on one process and on many, with moments spread or not.
 """
 
 from __future__ import annotations
@@ -13,23 +12,18 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
 
 from xlcm.config import ConfigError
+from xlcm.training.sharded import fill_state, names_of_state, whole_state
 
 FORMAT = 1
 
@@ -57,9 +51,7 @@ def save(
     Raises:
         OSError: if the folder can't be written; the message names it. What was there stays.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    inner = getattr(optimizer, "optimizer", optimizer)
-    weights, moments = get_state_dict(model, inner, options=options)
+    weights, moments = whole_state(model, optimizer)
     final = folder / f"step-{step:08d}"
     if accelerator.is_main_process:
         aside = folder / f".{final.name}.tmp"
@@ -136,25 +128,17 @@ def load(
     content = json.loads((path / "state.json").read_text(encoding="utf-8"))
     weights = load_file(path / "model.safetensors")
     moments = unflatten(load_file(path / "optimizer.safetensors"), content["optimizer"])
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    inner = getattr(optimizer, "optimizer", optimizer)
-    faults = _other_names(weights, get_model_state_dict(model))
+    faults = _other_names(weights, names_of_state(model))
     if faults:
         raise ConfigError(_misfit(path, faults))
     try:
-        set_state_dict(
-            model,
-            inner,
-            model_state_dict=cast("dict[str, Any]", weights),
-            optim_state_dict=moments,
-            options=options,
-        )
+        fill_state(model, optimizer, weights, moments)
     except (RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, str(error))) from error
     return int(content["step"]), content["state"]
 
 
-def _other_names(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _other_names(there: Iterable[str], wanted: Iterable[str]) -> str:
     """Say which names the checkpoint lacks and which it has too many; empty if none."""
     lacks, more = sorted(set(wanted) - set(there)), sorted(set(there) - set(wanted))
     return "; ".join(

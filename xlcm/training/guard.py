@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,13 +18,21 @@ from xlcm.training.tracking import Journal
 from xlcm.types import Batch
 
 
-def refuse_unused(method: nn.Module) -> None:
+def refuse_unused(method: nn.Module, touched: Set[str] | None = None) -> None:
     """See that every trained parameter got a gradient.
+
+    Args:
+        method: without a wrapper.
+        touched: names of those that got one, where gradients are already put away.
 
     Raises:
         ValueError: naming those that got none.
     """
-    unused = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    unused = [
+        name
+        for name, p in method.named_parameters()
+        if p.requires_grad and (p.grad is None if touched is None else name not in touched)
+    ]
     if unused and not is_sharded(method):
         shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
         raise ValueError(

@@ -36,7 +36,7 @@ from xlcm.training.guard import refuse_overflow, refuse_unused, skip
 from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
 from xlcm.training.progress import Progress, judge, out_of_patience, score
 from xlcm.training.settings import OptimConfig, RunConfig
-from xlcm.training.sharded import scalars_to_vectors, value_of, whole_retriever
+from xlcm.training.sharded import scalars_to_vectors, set_free, value_of, whole_retriever
 from xlcm.training.signals import stop_signals
 from xlcm.training.tracking import Journal
 from xlcm.types import Batch
@@ -164,7 +164,7 @@ def fit(
                 figures = row if figures is None else figures + row
             assert figures is not None
             if progress.step == 0:
-                refuse_unused(method)
+                refuse_unused(plain, getattr(accelerator, "touched", None))
             rest(plain, plain.resting())
 
             # -- guard: the mean over processes is finite only if all are, so all agree ---------
@@ -243,7 +243,7 @@ def fit(
                 break
 
     share_buffers(plain)
-    retriever = whole_retriever(method, plain, shadow)
+    retriever = set_free(whole_retriever(method, plain, shadow))
     accelerator.wait_for_everyone()
     if progress.best_step:
         retriever.load_state_dict(load_file(checkpoint.best_weights(folder, progress.best_step)))

@@ -87,6 +87,7 @@ def rest(method: nn.Module, prefixes: Sequence[str]) -> None:
 
     Raises:
         ValueError: if a prefix fits no parameter.
+        ConfigError: under DeepSpeed, which steps all parameters of a group as one.
     """
     fitting = set()
     for name, parameter in method.named_parameters():
@@ -94,6 +95,11 @@ def rest(method: nn.Module, prefixes: Sequence[str]) -> None:
             if name == prefix or name.startswith(prefix.rstrip(".") + "."):
                 fitting.add(prefix)
                 parameter.grad = None
+                if parameter.requires_grad and hasattr(parameter, "_hp_mapping"):
+                    raise ConfigError(
+                        f"{type(method).__name__} lets {prefix} rest, but DeepSpeed steps the "
+                        "parameters of a group as one: start with plain data parallelism or FSDP"
+                    )
     unknown = [prefix for prefix in prefixes if prefix not in fitting]
     if unknown:
         parts = sorted({name.split(".")[0] for name, _ in method.named_parameters()})

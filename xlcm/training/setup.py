@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -34,23 +29,10 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
 from xlcm.registry import image_encoders, methods, models
 from xlcm.training import checkpoint
-from xlcm.training.batch_size import rows_of_process
+from xlcm.training.continued import flat, same_run
 from xlcm.training.fingerprint import fingerprint, models_named, same_data
+from xlcm.training.launch import open_processes
 from xlcm.training.settings import DataConfig, RunConfig, TrainConfig
-
-MAY_CHANGE = {
-    "run": {"output", "name", "steps", "epochs", "log_every", "eval_every", "save_every",
-            "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers", "micro_batch",
-            "length_pieces", "compile"},
-    "data": {"workers", "test"},
-    "evaluation": {"bootstrap", "batch_size", "source_lang", "visual", "fusion", "sheet_langs",
-                   "sheet_queries"},
-}  # fmt: skip
-"""Keys that a run may be continued with other values of.
-
-The rest of `evaluation` says what the scores of validations are, of which the best one is kept: it
-may change only where there is no validation.
-"""
 
 
 def start(config: TrainConfig) -> Accelerator:
@@ -58,33 +40,10 @@ def start(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: if the folder holds a run of another config, or one that may not be resumed;
-            if a tracker is not installed; for a global batch that processes don't divide.
+            for what the processes can't do.
     """
     run = config.run
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ConfigError(
-            "DeepSpeed takes the step inside the backward pass, where the guard against "
-            "non-finite steps can't stop it, and its checkpoints are pickles: use FSDP, which "
-            "shards the same, with --config_file configs/accelerate/fsdp.yaml"
-        )
-    for tracker in run.trackers:  # accelerate would go on without it and say nothing
-        if find_spec(tracker) is None:
-            raise ConfigError(
-                f"run.trackers: {tracker} is not installed; pip install {tracker} (or xlcm[track]) "
-                "or leave it out"
-            )
-    accelerator = Accelerator(
-        mixed_precision="no" if run.precision == "fp32" else run.precision,
-        log_with=list(run.trackers) or None,
-        project_dir=run.output,
-    )
-    rows_of_process(run, accelerator.num_processes)  # now, rather than when the data are read
-    if run.precision == "bf16" and accelerator.device.type == "cpu" and not _bf16_on_cpu():
-        warnings.warn(
-            "run.precision=bf16: this processor has no bf16 instructions, which makes it many "
-            "times slower than fp32",
-            stacklevel=2,
-        )
+    accelerator = open_processes(config)
     output = Path(str(run.output))
     kept = output / "config.yaml"
     going, _ = checkpoint.newest_good(output / "checkpoints")
@@ -101,56 +60,9 @@ def start(config: TrainConfig) -> Accelerator:
         output.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(kept, dump(config))
     if run.trackers:
-        accelerator.init_trackers(run.name, config=_flat(config.model_dump(mode="json")))
+        accelerator.init_trackers(run.name, config=flat(config.model_dump(mode="json")))
     torch.manual_seed(run.seed)
     return accelerator
-
-
-def _bf16_on_cpu() -> bool:
-    asked = [
-        getattr(torch.cpu, name, None)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
-    return any(ask() for ask in asked if ask is not None)
-
-
-def same_run(
-    config: TrainConfig, output: Path, may_change: Mapping[str, set[str]] = MAY_CHANGE
-) -> None:
-    """Compare with the config that a folder's run began with.
-
-    Args:
-        config: of now.
-        output: the folder, with its `config.yaml`.
-        may_change: section -> keys that may differ.
-
-    Raises:
-        ConfigError: naming the keys that differ and must not.
-    """
-    old = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
-    before, now = _flat(old), _flat(config.model_dump(mode="json"))
-    changed = []
-    for key in sorted({*before, *now}):
-        section, _, rest = key.partition(".")
-        free = rest.split(".")[0] in may_change.get(section, ())
-        if section == "evaluation":
-            picks = rest.startswith("fusion") and config.run.select == "fused_text_to_visual"
-            free = config.data.val is None or (free and not picks)
-        if not free and before.get(key) != now.get(key):
-            changed.append(f"{key}: {before.get(key)!r} -> {now.get(key)!r}")
-    if changed:
-        raise ConfigError(
-            f"{output} holds a run with another config ({'; '.join(changed[:6])}): give another "
-            "run.output, or go back to the old values to continue it"
-        )
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {
-            k: v for key, value in tree.items() for k, v in _flat(value, f"{path}{key}.").items()
-        }
-    return {path.rstrip("."): tree if isinstance(tree, int | float | str | bool) else str(tree)}
 
 
 @dataclass

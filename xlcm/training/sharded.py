@@ -1,14 +1,23 @@
-"""What the loop must know of parameters that FSDP has spread over the processes."""
+"""What loop and checkpoints must know of parameters and moments spread over the processes."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.tensor import DTensor
 
 from xlcm.methods.base import Method
+from xlcm.training.zero import ZeroOptimizer
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def is_sharded(method: nn.Module) -> bool:
@@ -50,3 +59,54 @@ def whole_retriever(method: nn.Module, plain: Method, shadow: nn.Module | None) 
         {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
     )
     return shadow.to(next(iter(whole.values())).device)
+
+
+def set_free(retriever: Any) -> Any:
+    """Return it with memory of its own for each weight that ZeRO had laid into a larger piece.
+
+    So it can be saved, and holds on to no more than it is.
+    """
+    for parameter in retriever.parameters():
+        if hasattr(parameter, "_hp_mapping"):
+            parameter.data = parameter.data.clone()
+    return retriever
+
+
+# -- what a checkpoint holds ---------------------------------------------------------------------
+
+
+def whole_state(model: nn.Module, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return weights and moments by the parameters' names, whole; every process calls it.
+
+    Args:
+        model: as prepared by accelerate.
+        optimizer: the same.
+    """
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.whole_state()
+    return get_state_dict(model, getattr(optimizer, "optimizer", optimizer), options=WHOLE)
+
+
+def names_of_state(model: nn.Module) -> list[str]:
+    """Return the names of the weights that `whole_state` gives."""
+    return list(get_model_state_dict(getattr(model, "module", model)))
+
+
+def fill_state(
+    model: nn.Module, optimizer: Any, weights: Mapping[str, Any], moments: Mapping[str, Any]
+) -> None:
+    """Take over what `whole_state` returned, on this or another number of processes.
+
+    Raises:
+        KeyError, RuntimeError: if it is that of another model.
+    """
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.fill(weights, moments)
+        return
+    set_state_dict(
+        model,
+        getattr(optimizer, "optimizer", optimizer),
+        model_state_dict=cast("dict[str, Any]", weights),
+        optim_state_dict=cast("Any", moments),
+        options=WHOLE,
+    )

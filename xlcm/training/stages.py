@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from xlcm.config import ConfigError, check, dump, merge, override, read
 from xlcm.registry import nearest
 from xlcm.training import checkpoint
+from xlcm.training.continued import MAY_CHANGE, same_run
 from xlcm.training.settings import TrainConfig
-from xlcm.training.setup import MAY_CHANGE, same_run
 
 DONE = "done"
 """File in the folder of an earlier stage that has its model and its report."""

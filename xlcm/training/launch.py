@@ -1,0 +1,58 @@
+"""The processes of a run, as they were launched; what they can't do is said at once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from xlcm.config import ConfigError
+from xlcm.training.batch_size import refuse_pieces_of, rows_of_process
+from xlcm.training.settings import RunConfig, TrainConfig
+from xlcm.training.zero import ZeroAccelerator
+
+
+def open_processes(config: TrainConfig) -> Accelerator:
+    """Return the Accelerator of a run, before anything is read or written.
+
+    Raises:
+        ConfigError: if a tracker is not installed; for a global batch that processes don't divide,
+            and pieces that the batch, the method or the way of launching has no room for.
+    """
+    run = config.run
+    for tracker in run.trackers:  # accelerate would go on without it and say nothing
+        if find_spec(tracker) is None:
+            raise ConfigError(
+                f"run.trackers: {tracker} is not installed; pip install {tracker} (or xlcm[track]) "
+                "or leave it out"
+            )
+    accelerator = _accelerator(run)
+    rows_of_process(run, accelerator.num_processes)
+    refuse_pieces_of(accelerator, config)
+    if run.precision == "bf16" and accelerator.device.type == "cpu" and not _bf16_on_cpu():
+        warnings.warn(
+            "run.precision=bf16: this processor has no bf16 instructions, which makes it many "
+            "times slower than fp32",
+            stacklevel=3,  # who called `start`
+        )
+    return accelerator
+
+
+def _accelerator(run: RunConfig) -> Accelerator:
+    options: dict[str, Any] = {"project_dir": run.output, "log_with": list(run.trackers) or None}
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return ZeroAccelerator(run.precision, **options)
+    precision = "no" if run.precision == "fp32" else run.precision
+    return Accelerator(mixed_precision=precision, **options)
+
+
+def _bf16_on_cpu() -> bool:
+    asked = [
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return any(ask() for ask in asked if ask is not None)
