@@ -255,6 +255,18 @@ def test_faults_of_a_table_are_named_with_their_line(tmp_path, capsys, text, sai
     assert not (tmp_path / "out" / "m.jsonl").exists()
 
 
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_another_mark_between_cells_is_guessed_at(tmp_path, mark):
+    table = put(tmp_path, "t.csv", f"name{mark}en\n1.jpg{mark}A dog, two cats.\n")
+    with pytest.raises(DataError, match=r"t\.csv:1: one column, 'name.*--delimiter"):
+        list(read_table(table, None))
+    assert [row.values["en"] for row in read_table(table, None, delimiter=mark)] == [
+        "A dog, two cats."
+    ]
+    put(tmp_path, "one.csv", "en\nA dog; two cats.\n")
+    assert len(list(read_table(tmp_path / "one.csv", None))) == 1
+
+
 def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path):
     put(tmp_path, "w.csv", 'id,t\na,"One\ntwo."\nb,Three.\n')
     rows = list(read_table(tmp_path / "w.csv"))

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
             yield Item(item.id, drawn or item.split, item.captions, item.image, where=item.where)
 
     plan = Plan(
-        name="coco-json", title="your captions in COCO's format", get="These are your own files.",
+        name="coco-json", title="your captions in COCO's format",
+        get="they are your own: check --root and the names.",
         terms="Yours.", cite="-", items=items, skipped=skipped,
         needs=tuple(Need(f.path, f"{f.split}, {f.lang} {f.origin}") for f in files),
     )  # fmt: skip

@@ -92,6 +92,11 @@ def read_table(
             continue
         if names is None:
             names = _names(cells, where)
+            other = next((mark for mark in "\t;|," if mark in names[0]), None)
+            if len(names) == 1 and other is not None:
+                shown = "$'\\t'" if other == "\t" else f"'{other}'"
+                raise DataError(f"{where}: one column, {names[0]!r}: is it {shown} that stands "
+                                f"between cells (--delimiter {shown})?")  # fmt: skip
         elif len(cells) != len(names):
             raise DataError(f"{where}: {len(cells)} cells, expected {len(names)} "
                             f"({', '.join(names)}){_reason(cells, delimiter, quotes)}")  # fmt: skip

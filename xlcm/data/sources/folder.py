@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     )
     args.images = args.images or args.root
     plan = Plan(
-        name="folder", title="your pictures with text files", get="These are your own files.",
+        name="folder", title="your pictures with text files",
+        get="they are your own: check --root and the names.",
         terms="Yours.", cite="-", needs=(), items=reader.items, skipped=reader.skipped,
         notes=reader.notes,
     )  # fmt: skip

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     needs = [Need(path, f"pictures of {split}") for split, path in ids.items()]
     needs += [Need(f.path, f"{f.split}, {f.lang} {f.origin}") for f in files]
     plan = Plan(
-        name="lines", title="your lines", get="These are your own files.", terms="Yours.",
-        cite="-", needs=tuple(needs), items=lines.items, skipped=lines.skipped,
+        name="lines", title="your lines", get="they are your own: check --root and the names.",
+        terms="Yours.", cite="-", needs=tuple(needs), items=lines.items, skipped=lines.skipped,
     )  # fmt: skip
     return run_import(plan, args)
 

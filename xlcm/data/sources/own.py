@@ -108,7 +108,7 @@ def run_rows(
     plan = Plan(
         name=args.source,
         title=f"your {title}",
-        get="These are your own files.",
+        get="they are your own: check --root and the names.",
         terms="Yours.",
         cite="-",
         needs=needs,
