@@ -1,12 +1,14 @@
-"""What do the contrastive losses of a large batch cost, beside plain PyTorch and open_clip?
+"""What do the contrastive losses of a large batch cost, beside plain PyTorch, open_clip and others?
 
 Forward and backward pass from embeddings, to the gradients of both sides, the scale and, for the
 sigmoid loss, the bias; one process. `plain` is what the papers print: CLIP's figure 3, one product
 and two cross-entropies, and SigLIP's algorithm 1. `in chunks` is the sigmoid loss over blocks of
-1,024 rows without checkpoints, the usual remedy, which the released open_clip doesn't have. `U` is
-one product of all rows with all columns, in tiles of the size that the losses use: plain forms do
-3 U of arithmetic, open_clip's ClipLoss 6 U, InfoNCE in tiles 3 U to 4 U, the sigmoid loss in tiles
-3 U, the distillation in tiles 4 U to 6 U.
+1,024 rows without checkpoints, the usual remedy, which the released open_clip doesn't have.
+`SupCon` and `NT-Xent` are pytorch-metric-learning's losses of the same value, once a direction; its
+NT-Xent holds each row's score with every pair, B x B x B numbers (256 GiB at 4,096), hence the
+small case. `U` is one product of all rows with all columns, in tiles of the size that the losses
+use: plain forms do 3 U of arithmetic, open_clip's ClipLoss 6 U, InfoNCE in tiles 3 U to 4 U, the
+sigmoid loss in tiles 3 U, the distillation in tiles 4 U to 6 U.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from xlcm.losses.score_tiles import Cut, Scores, shaped
 from xlcm.losses.sigmoid import SigmoidLoss
 from xlcm.losses.similarity_distillation import SimilarityDistillationLoss
 
-PEERS = ("open_clip_torch",)
+PEERS = ("open_clip_torch", "pytorch-metric-learning")
 TARGETS = {
     "InfoNCE, B = 4,096": "CPU time at most 0.9 of plain and 0.8 of open_clip, memory at most 0.3",
     "InfoNCE, B = 16,384, d = 512": "CPU time at most 0.65 of plain, memory at most 0.05",
@@ -33,7 +35,11 @@ TARGETS = {
     "sigmoid, B = 16,384, d = 512": "CPU time at most 0.95 of chunks, memory at most 0.7",
 }
 OURS, PLAIN, PEER, CHUNKS, PRODUCT = "xlcm", "plain", "open_clip", "in chunks", "U"
+SUPCON, NTXENT = "SupCon", "NT-Xent"
 CHUNK = 1024
+FEW = 256
+"""Rows up to which NT-Xent is run; SupCon holds a dozen score matrices and is run up to `SOME`."""
+SOME = 4096
 Sides = dict[str, Tensor]
 Way = Callable[[Sides], Tensor]
 
@@ -72,6 +78,24 @@ def peer_info_nce() -> Way:
     return lambda of: loss(of["image"], of["text"], of["scale"])
 
 
+def metric_learning(name: str) -> Way:
+    """Return both directions of a loss of pytorch-metric-learning, the scale in the embeddings."""
+    from pytorch_metric_learning import losses
+    from pytorch_metric_learning.distances import DotProductSimilarity
+
+    distance = DotProductSimilarity(normalize_embeddings=False)
+    loss = getattr(losses, name)(temperature=1.0, distance=distance)
+
+    def run(of: Sides) -> Tensor:
+        own = torch.arange(len(of["image"]))
+        same = own.clone()  # the tensor itself would mean: not with oneself
+        pairs = (of["image"], of["text"]), (of["text"], of["image"])
+        each = [loss(of["scale"] * q, own, ref_emb=other, ref_labels=same) for q, other in pairs]
+        return (each[0] + each[1]) / 2
+
+    return run
+
+
 def ours_sigmoid(of: Sides) -> Tensor:
     group = torch.arange(len(of["image"]))
     return SigmoidLoss()(of["image"], of["text"], group=group, scale=of["scale"], bias=of["bias"])
@@ -108,17 +132,21 @@ def distillation(tiled: str) -> Way:
     return run
 
 
-def info_nce_ways() -> dict[str, Way]:
+def info_nce_ways(rows: int) -> dict[str, Way]:
     peer = {PEER: peer_info_nce()} if installed(PEERS[0]) else {}
+    if installed(PEERS[1]) and rows <= SOME:
+        peer[SUPCON] = metric_learning("SupConLoss")
+    if installed(PEERS[1]) and rows <= FEW:
+        peer[NTXENT] = metric_learning("NTXentLoss")
     return {OURS: ours_info_nce, PLAIN: plain_info_nce, **peer}
 
 
-def sigmoid_ways() -> dict[str, Way]:
+def sigmoid_ways(rows: int) -> dict[str, Way]:
     peer = {PEER: peer_sigmoid()} if installed(PEERS[0]) else {}
     return {OURS: ours_sigmoid, CHUNKS: sigmoid_in_chunks, PLAIN: plain_sigmoid, **peer}
 
 
-def distillation_ways() -> dict[str, Way]:
+def distillation_ways(rows: int) -> dict[str, Way]:
     return {OURS: distillation("always"), PLAIN: distillation("never")}
 
 
@@ -137,7 +165,7 @@ def product(of: Sides) -> Callable[[], None]:
 
 # -- measuring ----------------------------------------------------------------------------------
 
-LOSSES: dict[str, tuple[Callable[[], dict[str, Way]], str, tuple[str, ...]]] = {
+LOSSES: dict[str, tuple[Callable[[int], dict[str, Way]], str, tuple[str, ...]]] = {
     "InfoNCE": (info_nce_ways, PLAIN, ("image", "text", "scale")),
     "sigmoid": (sigmoid_ways, CHUNKS, ("image", "text", "scale", "bias")),
     "similarity distillation": (distillation_ways, PLAIN, ("image", "text")),
@@ -148,7 +176,7 @@ LOSSES: dict[str, tuple[Callable[[], dict[str, Way]], str, tuple[str, ...]]] = {
 def measure_one(name: str, rows: int, width: int, rounds: int, *, alone: bool = False) -> Found:
     """Time all ways of a loss; one round is a single run of each, without warming up."""
     make, _, wanted = LOSSES[name]
-    ways, of = make(), sides(rows, width)
+    ways, of = make(rows), sides(rows, width)
     if alone:
         ways = {OURS: ways[OURS]}
     leaves = [of[leaf] for leaf in wanted]
@@ -175,9 +203,10 @@ def measure_one(name: str, rows: int, width: int, rounds: int, *, alone: bool = 
 def measure(*, small: bool) -> dict[str, Any]:
     """Measure all losses and sizes."""
     if small:
-        cases = [(name, 1024, 32, 2) for name in LOSSES]
+        cases = [("InfoNCE", 64, 32, 2)] + [(name, 1024, 32, 2) for name in LOSSES]
     else:
-        cases = [
+        cases = [("InfoNCE", FEW, 512, 3)]
+        cases += [
             (name, 4096, width, 3) for name in ("InfoNCE", "sigmoid") for width in (256, 512, 1024)
         ]
         cases += [("InfoNCE", 16384, width, 1) for width in (256, 512, 1024)]
