@@ -2,9 +2,9 @@
 
 import io
 import json
-import os
 import subprocess
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from xlcm.cli import main
+from xlcm.data import shard_writer
 from xlcm.data.collate import stack_visuals
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
@@ -84,7 +85,7 @@ def test_shards_differ_by_one_item_at_most_and_a_second_writing_gives_the_same_b
 def test_views_and_frames_come_back_as_what_they_were(tiny_data, tmp_path, monkeypatch):
     source = ManifestDataset(path=str(tiny_data / "tiny.jsonl"), split="val")
     frames = torch.arange(12.0).reshape(3, 4)
-    source.store = object()
+    source.store = SimpleNamespace(folder=tmp_path)
     monkeypatch.setattr(source, "load_features", lambda i: frames + i, raising=False)
     write_shards(source, tmp_path / "frames", seed=None, images=False)
     found = Shards(path=str(tmp_path / "frames"), split="val")
@@ -346,14 +347,28 @@ def test_the_command_writes_shards_and_names_what_it_leaves_out(tiny_data, tmp_p
     assert len(Shards(path=str(tmp_path / "out"))) == 11
 
 
-def test_what_a_killed_writer_of_the_same_process_number_left_does_no_harm(source, tmp_path):
-    left = tmp_path / f".out.{os.getpid()}"
-    left.mkdir()
-    (left / "000009.tar").write_bytes(b"half")
-    write_shards(source, tmp_path / "out", shards=2, images=False)
-    assert [file.name for file in sorted((tmp_path / "out").glob("*.tar"))] == [
-        "000000.tar", "000001.tar",
-    ]  # fmt: skip
+@pytest.mark.parametrize("after", [1, 10, 11, 63])
+def test_a_killed_writing_goes_on_behind_its_last_whole_shard(source, tmp_path, after, monkeypatch):
+    write_shards(source, tmp_path / "whole", shards=6)
+    left = iter(range(after))
+    with pytest.raises(StopIteration):  # as Ctrl-C does, it leaves what is there
+        write_shards(source, tmp_path / "out", shards=6, on_item=lambda: next(left))
+    assert not (tmp_path / "out").exists()
+    if after > 10:  # a shard is whole
+        with pytest.raises(DataError, match="interrupted writing of other data, or with other"):
+            write_shards(source, tmp_path / "out", shards=7)
+    (tmp_path / ".out.part" / "000009.tar").write_bytes(b"half")
+    taken, told = [], []
+    parts = shard_writer.item_parts
+    monkeypatch.setattr(shard_writer, "item_parts", lambda *a: taken.append(a[1]) or parts(*a))
+    write_shards(source, tmp_path / "out", shards=6, on_item=lambda: told.append(1))
+    content = [
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for name in ("whole", "out")
+    ]
+    assert content[0] == content[1]
+    assert len(told) == 64
+    assert len(taken) == {1: 64, 10: 64, 11: 53, 63: 10}[after]
 
 
 def test_more_shards_than_items_are_refused(source, tmp_path):

@@ -60,7 +60,8 @@ def write_shards(
 ) -> Written:
     """Write a split as tar shards, aside first; the folder is there when all of it is.
 
-    The same dataset and options give the same bytes.
+    The same dataset and options give the same bytes, also where a killed writing is gone on with:
+    behind its last whole shard.
 
     Args:
         dataset: with its pictures, and features if it has a store.
@@ -72,7 +73,7 @@ def write_shards(
         images: write the pictures; False: captions and features only.
         check: decode each picture before it is written.
         skip: leave out and name items whose picture or features can't be had; False: stop there.
-        on_item: called after each item.
+        on_item: called for each item that is done.
 
     Raises:
         DataError: if the folder exists, there are fewer items than shards, or an item is bad.
@@ -83,13 +84,31 @@ def write_shards(
         raise DataError(f"{dataset.name}: {count} items do not fill {number} shards; "
                         f"--shards {count} at most")  # fmt: skip
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
-    with ShardWriter(out, dataset.split) as writer:
-        for chosen in np.array_split(order, number):
-            writer.begin()
+    about = [_source(dataset), number, seed, images, check, skip]
+    with ShardWriter(out, dataset.split, about=about) as writer:
+        for shard, chosen in enumerate(np.array_split(order, number)):
+            whole = shard < (writer.kept or 0)
+            if not whole:
+                writer.begin()
             for index in chosen.tolist():
-                writer.add(item_parts(dataset, index, images, check), skip=skip)
+                if not whole:
+                    writer.add(item_parts(dataset, index, images, check), skip=skip)
                 on_item()
+            if not whole:
+                writer.keep(shard + 1)
     return Written(writer.folder, writer.items, writer.skipped)
+
+
+def _source(dataset: ManifestDataset) -> list[Any]:
+    """Return what tells a dataset from others, and from itself after a change."""
+    store = dataset.store.folder if dataset.store is not None else None
+    stamps = [
+        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in (Path(dataset.manifest.path), store)
+        if path is not None
+    ]
+    langs = None if dataset.langs is None else sorted(dataset.langs)
+    return [stamps, dataset.split, langs, str(dataset.image_root.resolve())]
 
 
 class ShardWriter:
