@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from xlcm.cli import main
 from xlcm.data import hf_captions, progress
 from xlcm.data.hf_captions import kept_captions
 from xlcm.data.hf_stream import HfStream
@@ -94,6 +95,18 @@ def test_rows_without_ids_are_told_where_their_captions_are_those_of_another_ite
     assert [where.rpartition(" ")[2] for where, _ in find_alike(train, [val])] == ["4", "6"]
     named = HfStream(path=str(tmp_path / "rows"), captions={"en": "english"}, id="name")
     assert find_alike(named, [val]) == []
+
+
+def test_shards_of_a_stream_are_compared_as_the_stream_is(rows, tmp_path):
+    folder, val = str(rows(NAMES)), manifest(tmp_path / "val.jsonl", TEXTS)
+    words = ["data", "shard-hf", folder, "--captions", "en=english", "--out"]
+    assert main([*words, str(tmp_path / "named"), "--id", "name"]) == 0
+    assert main([*words, str(tmp_path / "numbered")]) == 0
+    with pytest.raises(DataError, match="item id 'p3' with the caption 'picture p3' is also at"):
+        open_splits([{"name": "shards", "path": str(tmp_path / "named")}, val], visual="features")
+    with pytest.warns(UserWarning, match=r"2 items have the captions of .*`--id`"):
+        open_splits([{"name": "shards", "path": str(tmp_path / "numbered")}, val],
+                    visual="features")  # fmt: skip
 
 
 def test_an_item_with_one_caption_in_common_and_others_that_differ_is_another_one(rows, tmp_path):

@@ -64,7 +64,7 @@ def write_stream(
     called = called or split
     if about is not None:
         about = [about, name, split, called, repr(layout), shard_items, check, skip]
-    with ShardWriter(out, called, about=about) as writer:
+    with ShardWriter(out, called, about=about, numbered=layout.id == ROW) as writer:
         before = writer.kept or {"rows": 0, "counts": {}, "places": {}}
         rows = before["rows"]
         skipped.counts, skipped.places = Counter(before["counts"]), before["places"]

@@ -121,6 +121,7 @@ class ShardWriter:
         split: of all items.
         about: what is written, as plain data. With it, what was written before a kill or a fault
             of the source stays aside up to the last `keep`, and who writes the same goes on.
+        numbered: whether ids are mere numbers of rows, which mean nothing elsewhere.
 
     Attributes:
         items: in each shard.
@@ -132,12 +133,15 @@ class ShardWriter:
             the end, if no item was written.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, about: Any = None) -> None:
+    def __init__(
+        self, folder: str | Path, split: str, *, about: Any = None, numbered: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.split = split
         self.items: list[int] = []
         self.skipped: list[str] = []
         self.kept: Any = None
+        self._numbered = {"numbered": True} if numbered else {}
         self._about = json.loads(json.dumps(about))
         self._tar: tarfile.TarFile | None = None
 
@@ -278,7 +282,7 @@ class ShardWriter:
             raise DataError(f"{self.folder}: no item can be written{first}")
         listed = [{"file": _file(n), "items": items} for n, items in enumerate(self.items)]
         known = {"version": VERSION, "split": self.split, "items": sum(self.items)}
-        text = json.dumps({**known, "shards": listed}, indent=1) + "\n"
+        text = json.dumps({**known, **self._numbered, "shards": listed}, indent=1) + "\n"
         (self._aside / INDEX).write_text(text, encoding="utf-8")
         _sync(self._aside / INDEX)
         os.rename(self._aside, self.folder)

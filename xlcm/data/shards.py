@@ -54,6 +54,7 @@ class Shards:
     Attributes:
         name: the folder's name, or the pattern's without its ending.
         files: the shards, in order.
+        has_ids: whether items have names of their own; not so where `shard-hf` numbered them.
         shard: `(items,)` int32, the shard of each item.
         faults: one for each truncated shard.
         lost: items that truncated shards lack, as far as `shards.json` tells.
@@ -80,7 +81,7 @@ class Shards:
         self.langs = frozenset(langs) if langs is not None else None
         self.txt_lang = txt_lang
         self.open_shards = open_shards
-        self.files, expected = _find(path, split)
+        self.files, expected, self.has_ids = _find(path, split)
         self.indices: list[TarIndex] = []
         self.faults: list[Fault] = []
         self.lost = 0
@@ -270,8 +271,8 @@ def _from_text(identity: str, text: bytes, shards: Shards, where: str) -> Item:
     return Item(identity, shards.split, captions, where=where)
 
 
-def _find(path: str, split: str) -> tuple[list[str], dict[str, int]]:
-    """Return the shards, and how many items each must have, as far as that is known."""
+def _find(path: str, split: str) -> tuple[list[str], dict[str, int], bool]:
+    """Return the shards, how many items each must have as far as known, and if they have ids."""
     folder = Path(path)
     index = folder / INDEX
     if not index.is_file():
@@ -279,7 +280,7 @@ def _find(path: str, split: str) -> tuple[list[str], dict[str, int]]:
         if not files:
             raise DataError(f"{path}: no tar files here; `xlcm data shard` writes them from a "
                             "manifest")  # fmt: skip
-        return files, {}
+        return files, {}, True
     try:
         known = json.loads(index.read_text(encoding="utf-8"))
         listed = {str(folder / shard["file"]): int(shard["items"]) for shard in known["shards"]}
@@ -292,4 +293,4 @@ def _find(path: str, split: str) -> tuple[list[str], dict[str, int]]:
     if missing:
         raise DataError(f"{missing[0]}: missing, and {len(missing) - 1} more; {index} lists "
                         f"{len(listed)} shards: copy them again")  # fmt: skip
-    return list(listed), listed
+    return list(listed), listed, not known.get("numbered", False)

@@ -74,12 +74,12 @@ def find_shared(dataset: Dataset, others: Sequence[Dataset]) -> list[Fault]:
 def has_ids(dataset: Dataset) -> bool:
     """Return whether a dataset's items have ids that mean the same elsewhere."""
     inner = _inner(dataset)
-    return isinstance(inner, ManifestDataset | Shards) or _streamed(inner, with_ids=True)
+    return isinstance(inner, ManifestDataset) or _of_rows(inner, with_ids=True)
 
 
-def _streamed(dataset: Dataset, *, with_ids: bool) -> bool:
+def _of_rows(dataset: Dataset, *, with_ids: bool) -> bool:
     inner = _inner(dataset)
-    return isinstance(inner, HfStream) and inner.has_ids == with_ids
+    return isinstance(inner, HfStream | Shards) and inner.has_ids == with_ids
 
 
 def tell_alike(dataset: Dataset, others: Sequence[Dataset]) -> None:
@@ -90,7 +90,8 @@ def tell_alike(dataset: Dataset, others: Sequence[Dataset]) -> None:
             f"{dataset.name}, split {dataset.split!r}: {len(found)} items have the captions of "
             f"items that scores are measured on, word for word, such as {found[0][0]} those of "
             f"{found[0][1]}. They are left in, as captions may be written twice: rows of a stream "
-            "have no ids to compare, unless `id` of hf_stream names the column",
+            "have no ids to compare, unless `id` of hf_stream, or `--id` of `xlcm data shard-hf`, "
+            "names their column",
             stacklevel=3,
         )
 
@@ -98,8 +99,8 @@ def tell_alike(dataset: Dataset, others: Sequence[Dataset]) -> None:
 def find_alike(dataset: Dataset, others: Sequence[Dataset]) -> list[tuple[str, str]]:
     """Return where items are that say, word for word, what one of others says.
 
-    Looked at where one side is a stream without ids. In each language that both have, all captions
-    of the item must be captions of the other.
+    Looked at where one side is a stream, or shards of one, without ids. In each language that both
+    have, all captions of the item must be captions of the other.
 
     Args:
         dataset: training data, or validation data beside test data.
@@ -108,12 +109,12 @@ def find_alike(dataset: Dataset, others: Sequence[Dataset]) -> list[tuple[str, s
     Returns:
         The place of each such item, and of the other one.
     """
-    nameless = _streamed(dataset, with_ids=False)
+    nameless = _of_rows(dataset, with_ids=False)
     theirs = [
         other
         for other in others
         if (nameless and has_ids(other))
-        or (_streamed(other, with_ids=False) and (nameless or has_ids(dataset)))
+        or (_of_rows(other, with_ids=False) and (nameless or has_ids(dataset)))
     ]
     known: dict[tuple[str, str], list[int]] = {}
     items: list[tuple[str, frozenset[str]]] = []  # place and languages
@@ -149,7 +150,7 @@ def shared_by_parts(parts: Mapping[str, Dataset]) -> dict[tuple[str, str], list[
     Returns:
         By the names of the two parts; an item of three parts counts with the first of them.
     """
-    readable = {name: part for name, part in parts.items() if has_ids(part)}
+    readable = {n: p for n, p in parts.items() if has_ids(p) or isinstance(_inner(p), Shards)}
     if len(readable) < 2 or sum(map(len, readable.values())) > COMPARED:
         return {}
     known: dict[int, str] = {}  # by a digest, as names take too much memory
