@@ -8,7 +8,6 @@ resumed run equals an unbroken one bit for bit.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from xlcm.batch_norm import joined_batch_norms
@@ -36,7 +34,7 @@ from xlcm.training.guard import refuse_overflow, refuse_unused, skip
 from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
 from xlcm.training.progress import Progress, judge, out_of_patience, score
 from xlcm.training.settings import OptimConfig, RunConfig
-from xlcm.training.sharded import scalars_to_vectors, set_free, value_of, whole_retriever
+from xlcm.training.sharded import ready_to_shard, set_free, value_of, whole_retriever
 from xlcm.training.signals import stop_signals
 from xlcm.training.tracking import Journal
 from xlcm.types import Batch
@@ -93,10 +91,7 @@ def fit(
 
     plain = method  # the method below DDP's wrapper
     refuse_pieces(accelerator, method, run)
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    shadow = copy.deepcopy(method.retriever) if sharded else None
-    if sharded:
-        scalars_to_vectors(method)
+    shadow = ready_to_shard(accelerator, method)
     method.to(accelerator.device)
     optimizer = build_optimizer(method, optim)
     method, optimizer = accelerator.prepare(method, optimizer)
@@ -180,7 +175,7 @@ def fit(
                 plain.retriever.clamp_()
                 progress.nonfinite_in_row = 0
             else:  # batch norm has already averaged the bad rows in
-                if progress.step == 0 and scaled and not sharded:
+                if progress.step == 0 and scaled and shadow is None:
                     refuse_overflow(accelerator, plain, seen)
                 for buffer, before in zip(plain.buffers(), buffers):
                     buffer.detach().copy_(before)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -12,11 +15,13 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 
 from xlcm.methods.base import Method
 from xlcm.training.zero import ZeroOptimizer
 
+STACKS = (nn.ModuleList, nn.Sequential)
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -27,6 +32,16 @@ def is_sharded(method: nn.Module) -> bool:
     )
 
 
+def ready_to_shard(accelerator: Accelerator, method: Method) -> nn.Module | None:
+    """Prepare a method for FSDP, if there is any; return a copy of its retriever as it is now."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return None
+    shadow: nn.Module = copy.deepcopy(method.retriever)
+    scalars_to_vectors(method)
+    name_blocks(accelerator, method)
+    return shadow
+
+
 def scalars_to_vectors(method: nn.Module) -> None:
     """Give the temperature and the like one dimension: FSDP refuses scalars."""
     for module in method.modules():
@@ -34,6 +49,33 @@ def scalars_to_vectors(method: nn.Module) -> None:
             if parameter.ndim == 0:
                 vector = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
                 setattr(module, name, vector)
+
+
+def name_blocks(accelerator: Accelerator, method: nn.Module) -> None:
+    """Have FSDP make a unit of each block of the towers, where its config asks for units.
+
+    A unit's weights are gathered when its turn comes and given up behind it. Blocks are what a
+    network has several of in a row, and is made of parts itself; accelerate would know them of
+    models that are transformers' own, and of this one takes the names of their classes.
+
+    Args:
+        accelerator: with FSDP. Another policy than `TRANSFORMER_BASED_WRAP`, or names that the
+            config gives, stay.
+        method: not yet prepared.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.auto_wrap_policy is not transformer_auto_wrap_policy:
+        return
+    if not plugin.transformer_cls_names_to_wrap:
+        plugin.transformer_cls_names_to_wrap = sorted(
+            {
+                type(entry).__name__
+                for stack in method.modules()
+                if isinstance(stack, STACKS) and len(stack) > 1
+                for entry in stack
+                if not isinstance(entry, STACKS) and any(True for _ in entry.children())
+            }
+        )
 
 
 def value_of(figure: Any) -> float:
