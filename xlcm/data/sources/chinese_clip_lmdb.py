@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from xlcm.data.feature_formats.lmdb import cut_off
 from xlcm.data.manifest import DataError
 
 COUNT = b"num_images"  # written last
@@ -54,6 +53,8 @@ def _opened(path: Path) -> Any:
         env = lmdb.open(str(path), readonly=True, lock=False, max_readers=1)
     except lmdb.Error as error:
         raise DataError(f"{path}: this LMDB can't be opened: {error}; {REMAKE}") from error
+    from xlcm.data.feature_formats.lmdb import cut_off  # loads torch
+
     if said := cut_off(env, path):
         env.close()
         raise DataError(f"{file}: {said}; {REMAKE}")
