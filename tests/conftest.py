@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,13 @@ def processes():
     from distributed.pool import Pool
 
     return Pool()
+
+
+@pytest.fixture(scope="module")
+def blank_plots() -> Iterator[None]:
+    """Plots of runs are empty files, which saves a second a run: for tests of everything else."""
+    import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.blank_plots(patch)
+        yield

@@ -25,8 +25,10 @@ from xlcm.config import check, merge
 from xlcm.data.collate import TrainLoader
 from xlcm.data.features import FeatureWriter
 from xlcm.encoders.tokenizer import SentencePieceTokenizer
+from xlcm.evaluation.evaluate import SplitResult
 from xlcm.evaluation.report import DirectionResult, RetrievalReport
 from xlcm.methods.base import Method
+from xlcm.training import setup
 from xlcm.training.loop import Trained, fit
 from xlcm.training.settings import TrainConfig
 from xlcm.training.setup import build_loader, build_method, open_data, start
@@ -252,6 +254,20 @@ def train_in_pool(configs: Sequence[dict[str, Any]], crash_before: int | None = 
             names += crash.args[0]
             torch.distributed.barrier()
     return {"processes": processes, "names": names}
+
+
+def blank_plots(patch: Any) -> None:
+    """Let runs of this process write empty files for plots.
+
+    What is in them is for test_train.py, test_finish.py, test_plots.py and test_docs_pages.py.
+    """
+
+    def touch(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    patch.setattr(setup, "save_plots", lambda folder: touch(Path(folder, "plots", "curves.png")))
+    patch.setattr(SplitResult, "save_sheet", lambda self, path, *_, **__: touch(Path(path)))
 
 
 def report(score: float) -> RetrievalReport:

@@ -14,6 +14,7 @@ from xlcm.models.dual_encoder import DualEncoder
 from xlcm.registry import methods
 
 STEPS = 6
+pytestmark = pytest.mark.usefixtures("blank_plots")
 
 
 class Follow(Contrastive):
@@ -158,6 +159,7 @@ def run_in_pool(config, folder, crash):
 
     found = {"processes": tiny.join_pool()}
     methods.register("follow")(Follow)
+    tiny.blank_plots(pytest.MonkeyPatch())
     Accelerator.end_training = lambda self: None  # which would end the group for good
     mine = Path(folder, str(torch.distributed.get_rank()))
     mine.mkdir()

@@ -55,6 +55,7 @@ def same(one, other, step=STEPS):
 def train_with_workers(configs, crash_before):
     """`tiny.train_in_pool` in a process that may have children: those of the pool are daemons."""
     multiprocessing.current_process()._config["daemon"] = False
+    multiprocessing.set_start_method("fork", force=True)  # as elsewhere: the server's take a second
     return tiny.train_in_pool(configs, crash_before)
 
 

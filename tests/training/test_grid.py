@@ -17,6 +17,8 @@ from xlcm.training.grid_settings import GridConfig
 from xlcm.training.grid_work import alone_in, do, left_s
 from xlcm.training.workers import Interrupted, forget_processes
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 
 @pytest.fixture(autouse=True)
 def fresh():
