@@ -17,6 +17,7 @@ from xlcm.config import ConfigError, build, check
 from xlcm.data.check import check_manifest
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.models.dual_encoder import DualEncoder
+from xlcm.translation import similarity
 from xlcm.translation.engines import engines
 from xlcm.translation.memory import Memory
 from xlcm.translation.scenes_table import ScenesTable
@@ -451,3 +452,39 @@ def test_the_similarity_is_that_of_the_model(manifest, tmp_path, tiny_data):
     with pytest.raises(FileNotFoundError):
         run(config(manifest, similarity=str(tmp_path / "gone")))
     assert next(read_manifest(tmp_path / "out.jsonl")) == item
+
+
+def test_captions_of_many_items_are_encoded_together_each_once(
+    manifest, tmp_path, tiny_data, monkeypatch
+):
+    model = DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"])
+    model.save_pretrained(tmp_path / "model")
+    encoded = []
+    encode = DualEncoder.encode_text
+
+    def listening(self, texts, langs, **options):
+        encoded.append(list(zip(texts, langs)))
+        return encode(self, texts, langs, **options)
+
+    monkeypatch.setattr(DualEncoder, "encode_text", listening)
+    found = {}
+    for at_once, times in ((4096, 1), (20, 4)):
+        monkeypatch.setattr(similarity, "AT_ONCE", at_once)
+        encoded.clear()
+        run(config(manifest, similarity=str(tmp_path / "model")))
+        assert len(encoded) == times
+        assert all(len(set(rows)) == len(rows) for rows in encoded)
+        items = list(read_manifest(tmp_path / "out.jsonl"))
+        assert [item.id for item in items] == [str(n) for n in range(40)]
+        found[at_once] = [
+            dict(c.quality)["similarity"] for item in items for c in item.captions if c.engine
+        ]
+    assert found[20] == pytest.approx(found[4096], abs=1e-3)
+
+
+def test_a_manifest_that_is_not_there_leaves_no_memory(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no manifest"):
+        run(config(tmp_path / "gone.jsonl"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="`targets`: 'german' is no BCP 47 language code"):
+        check(TranslateConfig, config(tmp_path / "x.jsonl", targets=["german"]))

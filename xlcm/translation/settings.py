@@ -51,9 +51,10 @@ class TranslateConfig(Section):
 
     @model_validator(mode="after")
     def _languages(self) -> TranslateConfig:
-        for lang in (self.source, *self.targets):
-            if fault := language_fault(lang):
-                raise ValueError(fault)
+        for key, langs in (("source", [self.source]), ("targets", self.targets)):
+            for lang in langs:
+                if fault := language_fault(lang):
+                    raise ValueError(f"`{key}`: {fault}")
         if self.source in self.targets:
             raise ValueError(f"`targets` has the source language {self.source!r}")
         if len(set(self.targets)) < len(self.targets):

@@ -8,11 +8,11 @@ manifest is written when all is there, by the first process, aside and renamed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from xlcm.config import ConfigError, build
+from xlcm.config import build
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.data.moving import Moving
 from xlcm.data.progress import Progress
@@ -20,6 +20,7 @@ from xlcm.translation.engines import Engine, engines
 from xlcm.translation.memory import Memory
 from xlcm.translation.quality import measure, need_packages
 from xlcm.translation.settings import TranslateConfig
+from xlcm.translation.similarity import Similarity
 from xlcm.types import Caption, Item
 
 
@@ -55,17 +56,19 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
         engine.check(config.source, target)
         if config.back:
             engine.check(target, config.source)
-    similarity = _similarity(config) if accelerator.is_main_process else None
+    similarity = None
+    if config.similarity is not None and accelerator.is_main_process:
+        similarity = Similarity(config.similarity, accelerator.device)
     engine.to(accelerator.device)
     # a command that needs more patience than was thought is still the same engine
     spec = {k: v for k, v in config.engine.items() if k not in ("tries", "timeout_s")}
     folder = config.memory or f"{config.output}.memory"
     rank, world = accelerator.process_index, accelerator.num_processes
+    texts = _texts(config, engine.label)
     if accelerator.is_main_process:
         Memory(folder, spec).close()  # a wrong one is found before any work
     accelerator.wait_for_everyone()
     memory = Memory(folder, spec, rank)
-    texts = _texts(config, engine.label)
     _all_there(memory, accelerator)
     for target in config.targets:
         _stage(engine, memory, config.source, target, texts, config.batch_size, rank, world)
@@ -164,9 +167,6 @@ def _stage(
 # -- into the manifest --------------------------------------------------------------------------
 
 
-Similarity = Callable[[list[Caption], set[str]], list[Caption]]
-
-
 def _write(
     config: TranslateConfig, memory: Memory, label: str, similarity: Similarity | None
 ) -> Counter[str]:
@@ -183,9 +183,11 @@ def _write(
                                             f"{new.id!r}; rename a caption")  # fmt: skip
                         made[new.id] = new
             captions = _merged(item, made, _without_result(item, made, config, label), counts)
-            if similarity and made:
-                captions = similarity(captions, set(made))
-            writer.write(move(replace(item, captions=tuple(captions))))
+            done = replace(item, captions=tuple(captions))
+            for ready in similarity.add(done, set(made)) if similarity else [done]:
+                writer.write(move(ready))
+        for ready in similarity.rest() if similarity else []:
+            writer.write(move(ready))
     if move.moved:
         counts["paths moved"] = move.moved
     return counts
@@ -267,31 +269,3 @@ def _merged(
     fresh = [new for new in made.values() if new.id not in there | gone]
     counts.update(f"{new.origin} {new.lang}" for new in fresh)
     return [*kept, *fresh]
-
-
-def _similarity(config: TranslateConfig) -> Similarity | None:
-    """Return what adds the cosine between each caption and its translation."""
-    if config.similarity is None:
-        return None
-    from xlcm.models.dual_encoder import DualEncoder
-
-    try:
-        model = DualEncoder.from_pretrained(config.similarity)
-    except ValueError as error:
-        raise ConfigError(f"similarity {config.similarity}: {error}") from error
-
-    def add(captions: list[Caption], made: set[str]) -> list[Caption]:
-        used = made | {c.of for c in captions if c.id in made}
-        rows = [c for c in captions if c.id in used]
-        vectors = model.encode_text([c.text for c in rows], [c.lang for c in rows], progress=False)
-        at = {c.id: vector for c, vector in zip(rows, vectors)}
-        out = []
-        for caption in captions:
-            if caption.id in made:
-                cosine = round(float(at[caption.id] @ at[str(caption.of)]), 4)
-                signals = {**dict(caption.quality), "similarity": cosine}
-                caption = replace(caption, quality=tuple(signals.items()))
-            out.append(caption)
-        return out
-
-    return add
