@@ -220,7 +220,10 @@ def _check_part(registry: Registry, spec: Any) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    return [text.format(key=key) for key, text in _explain_lines(error, schema)]
+    # a fault of the whole has no key
+    return [
+        text.format(key=key).removeprefix("'': ") for key, text in _explain_lines(error, schema)
+    ]
 
 
 def _explain_lines(error: ValidationError, schema: type[BaseModel]) -> list[tuple[str, str]]:
