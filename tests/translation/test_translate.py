@@ -486,5 +486,7 @@ def test_a_manifest_that_is_not_there_leaves_no_memory(tmp_path):
     with pytest.raises(FileNotFoundError, match="no manifest"):
         run(config(tmp_path / "gone.jsonl"))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match=r"^config: `targets`: 'german' is no BCP 47 language code"):
+    with pytest.raises(
+        ConfigError, match=r"^config: `targets`: 'german' is no BCP 47 language code"
+    ):
         check(TranslateConfig, config(tmp_path / "x.jsonl", targets=["german"]))
