@@ -287,10 +287,21 @@ def test_sizes_that_do_not_fit_the_batch_are_refused():
         run_of(micro_batch=4, length_pieces=2)
 
 
-def test_parameters_that_fsdp_shards_are_refused(accelerator):
-    accelerator.state.distributed_type = batch_size.DistributedType.FSDP
+@pytest.mark.parametrize("spread", ["FSDP", "DEEPSPEED"])
+def test_sizes_that_spread_parameters_can_not_try_are_refused(accelerator, spread):
+    accelerator.state.distributed_type = batch_size.DistributedType(spread)
+    accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=2)
     method = build(methods, SPECS["contrastive"], small_models.model())
-    with pytest.raises(ConfigError, match=r"not with FSDP.*length_pieces saves padding"):
+    with pytest.raises(ConfigError, match=rf"auto: with {spread}.*give a number of rows"):
+        batch_size.refuse_pieces(accelerator, method, run_of(micro_batch="auto"))
+    batch_size.refuse_pieces(accelerator, method, run_of(micro_batch=4))
+
+
+def test_gradient_caching_with_fsdp_1_is_refused(accelerator):
+    accelerator.state.distributed_type = batch_size.DistributedType.FSDP
+    accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=1)
+    method = build(methods, SPECS["contrastive"], small_models.model())
+    with pytest.raises(ConfigError, match=r"not with FSDP.*fsdp_version: 2"):
         batch_size.refuse_pieces(accelerator, method, run_of(micro_batch=4))
     batch_size.refuse_pieces(accelerator, method, run_of(length_pieces=4))
 

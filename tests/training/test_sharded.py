@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from tiny_methods import HEAD
@@ -32,10 +33,13 @@ def sharded(configs, crash_before):
 
     def sharding(**options):
         made = accelerator(**options)
-        made.state.distributed_type = DistributedType.FSDP
-        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        for state in (PartialState(), made.state):
+            state.distributed_type = DistributedType.FSDP
+        plugin = made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy=policies[options["project_dir"]]
         )
+        if options["mixed_precision"] != "no":
+            plugin.set_mixed_precision(options["mixed_precision"])
         return made
 
     def evaluate(retriever):
@@ -69,15 +73,19 @@ def test_sharded_training_is_that_of_one_process_and_resumes_bit_for_bit(
     model = {"text": {"dropout": 0.0, "context_layers": 3}}
     configs = [
         tiny.tree(tiny_data, tmp_path / name, run=run, model=model)
-        for name in ("one", "normed_one", "normed", "pieces", "whole", "cut")
+        for name in ("one", "normed_one", "normed", "pieces", "cached", "half", "whole", "cut")
     ]
     for config in configs[1:3]:
         config["model"]["image_head"] = HEAD
     configs[3]["run"]["length_pieces"] = 2
-    policies = [SHIPPED, "NO_WRAP", SHIPPED, SHIPPED]
+    configs[4]["run"]["micro_batch"] = 3
+    configs[5]["run"]["precision"] = "bf16"
+    policies = [SHIPPED, "NO_WRAP", *[SHIPPED] * 4]
     found = processes.run(2, sharded, list(zip(configs[2:], policies)), 5)
     assert SHIPPED == "TRANSFORMER_BASED_WRAP"
-    assert [result["units"] for result in found] == [[4, 1, 4, 4]] * 2  # the rest, and each block
+    assert [result["units"] for result in found] == [
+        [4, 1, 4, 4, 4, 4]
+    ] * 2  # the rest, and each block
     assert [result["processes"] for result in found] == [2, 2]
     assert [(result["sharded"], result["whole"]) for result in found] == [(True, True)] * 2
     assert found[0]["scores"] == found[1]["scores"]
@@ -85,7 +93,13 @@ def test_sharded_training_is_that_of_one_process_and_resumes_bit_for_bit(
     for config in configs[:2]:
         tiny.train(config)
     one, whole = tmp_path / "one", tmp_path / "whole"
-    pairs = [("one", "whole", 5e-6), ("one", "pieces", 5e-6), ("normed_one", "normed", 1e-5)]
+    pairs = [
+        ("one", "whole", 5e-6),
+        ("one", "pieces", 5e-6),
+        ("one", "cached", 5e-6),
+        ("normed_one", "normed", 1e-5),
+        ("one", "half", 0.02),
+    ]
     for alone, other, limit in pairs:
         both = (tiny.metrics(tmp_path / name) for name in (alone, other))
         for left, right in zip(*both, strict=True):

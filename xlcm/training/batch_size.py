@@ -21,6 +21,7 @@ from xlcm.registry import methods
 from xlcm.training.caching import random_state, set_random_state
 from xlcm.training.progress import Progress
 from xlcm.training.settings import RunConfig, TrainConfig
+from xlcm.training.sharded import is_fsdp2
 from xlcm.types import Batch, TextBatch
 
 ON_A_CPU = 64
@@ -112,19 +113,17 @@ def _refuse(
             f"options (the method's page has a line on gradient caching), or {off}"
         )
     spread = accelerator.distributed_type
-    if run.micro_batch is not None and spread in (
-        DistributedType.FSDP,
-        DistributedType.MEGATRON_LM,
-    ):
+    in_each_pass = spread == DistributedType.FSDP and not is_fsdp2(accelerator)
+    if run.micro_batch is not None and (in_each_pass or spread == DistributedType.MEGATRON_LM):
         raise ConfigError(
             f"run.micro_batch: not with {spread.value}, which reduces gradients in each backward "
-            "pass: start with plain data parallelism (accelerate launch --multi_gpu) or DeepSpeed, "
-            "or leave run.micro_batch out (null); run.length_pieces saves padding with FSDP too"
+            "pass: take fsdp_version: 2, as configs/accelerate/fsdp.yaml does, or plain data "
+            f"parallelism, or {off}"
         )
-    if run.micro_batch == "auto" and spread == DistributedType.DEEPSPEED:
+    if run.micro_batch == "auto" and spread in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ConfigError(
-            "run.micro_batch=auto: DeepSpeed takes each backward pass for one of a step, so that "
-            "none can be tried: give a number of rows"
+            f"run.micro_batch=auto: with {spread.value} processes talk to each other in every "
+            "pass, so that none can try what fits: give a number of rows"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from xlcm.methods.base import Method
 from xlcm.pieces import Pieces
@@ -39,7 +40,8 @@ def cached_step(
     Losses gather once, and processes reduce gradients once, with the last piece: DDP takes part in
     the forward pass of every piece (`no_sync` for all others), and sums into one reduction what
     was there before. Weights that only the losses read, such as the temperature, get their
-    gradient with that piece too, so that DDP sees each parameter once.
+    gradient with that piece too, so that DDP sees each parameter once. FSDP and ZeRO keep whole
+    gradients until then.
 
     Args:
         accelerator: knows processes, precision and the scaler of fp16.
@@ -52,6 +54,8 @@ def cached_step(
     Returns:
         The terms of the whole batch, and their weighted sum, both without a graph.
     """
+    if isinstance(method, FSDPModule):  # the losses read the temperature after a forward pass
+        method.set_reshard_after_forward(False, recurse=False)
     device, (*again, kept) = accelerator.device, pieces.batches
     drawn, parts = [], []
     with accelerator.no_sync(method):

@@ -19,10 +19,17 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 
 from xlcm.methods.base import Method
-from xlcm.training.zero import ZeroOptimizer
+from xlcm.training.zero import ZeroOptimizer, lower
 
 STACKS = (nn.ModuleList, nn.Sequential)
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def is_fsdp2(accelerator: Accelerator) -> bool:
+    """Return whether weights are spread by FSDP 2."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return False
+    return getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) == 2
 
 
 def is_sharded(method: nn.Module) -> bool:
@@ -39,6 +46,11 @@ def ready_to_shard(accelerator: Accelerator, method: Method) -> nn.Module | None
     shadow: nn.Module = copy.deepcopy(method.retriever)
     scalars_to_vectors(method)
     name_blocks(accelerator, method)
+    if is_fsdp2(accelerator):
+        # accelerate would gather weights in half precision, the temperature too, and return such
+        # losses; and it can't lower pixels or features that come in a `Batch`
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        lower(method, accelerator)
     return shadow
 
 

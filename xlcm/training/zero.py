@@ -60,13 +60,7 @@ class ZeroAccelerator(Accelerator):
         for name, parameter in method.named_parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda _, n=name: self.touched.add(n))
-        forward = method.forward
-
-        def lowered(*arguments: Any, **options: Any) -> Any:
-            with self.autocast():
-                return convert_to_fp32(forward(*arguments, **options))
-
-        method.forward = lowered
+        lower(method, self)
         names = {id(parameter): name for name, parameter in method.named_parameters()}
         groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         self.deepspeed_plugin.deepspeed_config.update(
@@ -114,6 +108,17 @@ class ZeroAccelerator(Accelerator):
         zero.clip_grad = max_norm if math.isfinite(max_norm) else 0.0
         norm = torch.as_tensor(zero.scaled_global_norm())
         return torch.where(norm < 0, math.nan, norm)  # -1 stands for one that is not finite
+
+
+def lower(method: nn.Module, accelerator: Accelerator) -> None:
+    """Run a method's forward pass under the accelerator's autocast; what it returns is float32."""
+    forward = method.forward
+
+    def lowered(*arguments: Any, **options: Any) -> Any:
+        with accelerator.autocast():
+            return convert_to_fp32(forward(*arguments, **options))
+
+    method.forward = lowered
 
 
 class ZeroOptimizer:
