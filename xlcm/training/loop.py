@@ -129,7 +129,7 @@ def fit(
             plain.begin(epoch)
             factor = lr_factor(progress.step, steps, optim, progress.drops, math.floor(epoch))
             set_lr(optimizer, optim.lr * factor)
-            _seed(run.seed, progress.step, accelerator.process_index)
+            _seed(run.seed, progress.step, accelerator.process_index, accelerator.device)
             buffers = [buffer.detach().clone() for buffer in plain.buffers()]
 
             # -- forward and backward, run.accumulate times ------------------------------------
@@ -263,8 +263,12 @@ def announce(loader: TrainLoader, run: RunConfig, method: Method) -> str:
     )
 
 
-def _seed(seed: int, step: int, process: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
+def _seed(seed: int, step: int, process: int, device: torch.device) -> None:
+    drawn = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+    if device.type == "cpu":  # all devices' cost milliseconds where there are none: a traceback
+        torch.default_generator.manual_seed(drawn)
+    else:
+        torch.manual_seed(drawn)
 
 
 def _moved(batch: Batch, device: torch.device, size: int) -> Batch | Pieces:
