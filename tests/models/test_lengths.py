@@ -27,7 +27,8 @@ def tokens(counts):
     return TextBatch(torch.arange(len(counts) * width).reshape(len(counts), width), mask)
 
 
-def test_a_batch_has_no_more_tokens_than_the_budget_padding_included():
+def test_a_batch_has_no_more_tokens_than_the_budget_padding_included(monkeypatch):
+    monkeypatch.setattr(lengths, "PADDING", 1.0)
     counts = [3, 9, 1, 4, 4, 30, 2, 0, 8, 8]
     batches = list(lengths.by_length(tokens(counts), budget=16))
     assert sorted(i for rows, _ in batches for i in rows.tolist()) == list(range(10))
@@ -41,6 +42,14 @@ def test_a_batch_has_no_more_tokens_than_the_budget_padding_included():
     # nothing is left on the table: the next text would not have fitted
     for rows, batch in batches[1:-1]:
         assert (len(rows) + 1) * batch.ids.shape[1] > 16
+
+
+def test_shorter_texts_get_a_batch_of_their_own_where_padding_costs_more():
+    # 10 positions at most: beside 20, three of 17 need 9 and five of 15 need 25; 14 needs 5
+    counts = [20] * 4 + [17] * 3 + [15] * 5 + [14] * 5
+    batches = list(lengths.by_length(tokens(counts), budget=320))
+    assert [tuple(batch.ids.shape) for _, batch in batches] == [(7, 20), (10, 15)]
+    assert [i for rows, _ in batches for i in rows.tolist()] == list(range(17))
 
 
 def test_a_batch_size_bounds_the_texts_beside_the_budget():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from xlcm.types import TextBatch
 CHUNK = 16_384  # texts that are tokenised and sorted at a time: bounds memory on millions
 CPU_TOKENS = 1024  # what stays in a core's cache; half and double of it are a little slower
 DEVICE_TOKENS = 16_384  # enough rows for the matrix products of an accelerator
+PADDING = 1 / 32  # of the budget: for more padding than that, a batch of its own is faster
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -37,9 +39,10 @@ def token_budget(device: torch.device, asked: int | None = None) -> int:
 def by_length(
     tokens: TextBatch, batch_size: int | None = None, budget: int | None = None
 ) -> Iterator[tuple[Tensor, TextBatch]]:
-    """Yield (row numbers, batch) from the longest to the shortest, padded as little as can be.
+    """Yield (row numbers, batch) from the longest to the shortest, with little padding.
 
-    The longest come first, so that a lack of memory shows at once.
+    The longest come first, so that a lack of memory shows at once. Texts of a shorter length begin
+    a batch of their own where they would need more padding than `PADDING` of the budget.
 
     Args:
         tokens: any number of texts, padded on the right.
@@ -53,10 +56,23 @@ def by_length(
     while start < len(lengths):
         width = max(lengths[start], 1)
         size = min(batch_size or len(lengths), max(1, (budget or width * len(lengths)) // width))
+        if budget:
+            size = _alike(lengths[start : start + size], PADDING * budget)
         rows = order[start : start + size]
         langs = tuple(tokens.langs[i] for i in rows) if tokens.langs else ()
         yield rows, TextBatch(tokens.ids[rows, :width], tokens.mask[rows, :width], langs)
         start += size
+
+
+def _alike(lengths: list[int], most: float) -> int:
+    """Return how many of these texts, the longest first, to take: no length needs more padding."""
+    size = 0
+    for length, texts in groupby(lengths):
+        count = len(list(texts))
+        if (lengths[0] - length) * count > most:
+            break
+        size += count
+    return size
 
 
 def embed_texts(
