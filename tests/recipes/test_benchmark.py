@@ -30,7 +30,8 @@ GRID = {
 def config(data, folder, **changes):
     """Write a grid's config; return its path."""
     splits = {name: tiny.held_out(data, name) for name in ("val", "test")}
-    base = tiny.tree(data, "elsewhere", data=splits, run={"steps": 4, "eval_every": 2})
+    run, evaluation = {"steps": 4, "eval_every": 2}, {"sheet_queries": 0}
+    base = tiny.tree(data, "elsewhere", data=splits, run=run, evaluation=evaluation)
     tree = merge({**GRID, "output": str(folder / "grid"), "base": base}, changes)
     return tiny.write_config(tree, folder / "grid.yaml")
 

@@ -95,6 +95,7 @@ def test_a_later_worse_evaluation_does_not_reach_the_model(tiny_data, tmp_path, 
         return report
 
     monkeypatch.setattr(recipe, "validate", scored)
+    tiny.blank_plots(monkeypatch)
     changes = {"run": {"save_every": 1, "keep_checkpoints": 9}}
     config = full(tiny_data, tmp_path / "run", **changes)
     tiny.forget_processes()
@@ -121,6 +122,7 @@ def test_a_run_stopped_by_a_signal_returns_143_and_has_no_report(
         os.kill(os.getpid(), signal.SIGTERM)
         return real(config, data, retriever)
 
+    tiny.blank_plots(monkeypatch)
     config = full(tiny_data, tmp_path / "run")
     path = str(tiny.write_config(config, tmp_path / "config.yaml"))
     with monkeypatch.context() as patch:
@@ -209,6 +211,7 @@ def test_what_a_run_cannot_use_ends_with_code_2_and_a_sentence(
 
 
 def test_a_checkpoint_of_another_model_ends_with_code_2(tiny_data, tmp_path, monkeypatch, capsys):
+    tiny.blank_plots(monkeypatch)
     changes = {"run": {"steps": 2}}
     config = full(tiny_data, tmp_path / "run", **changes)
     path = tiny.write_config(config, tmp_path / "config.yaml")
