@@ -247,7 +247,7 @@ def table(found: dict[str, Any]) -> str:
         )
     if any("research code" in one["ways"] for one in found["cases"]):
         parts.append(
-            "Most of the research code's time is numpy's `argsort`, which since 1.25 uses the vector "
+            "The research code mostly waits for numpy's `argsort`, which since 1.25 uses vector "
             "instructions of the processor; with them switched off (`NPY_DISABLE_CPU_FEATURES`) a "
             "row of 25,000 takes four times as long here."
         )
