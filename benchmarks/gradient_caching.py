@@ -241,12 +241,13 @@ def in_use(small: bool) -> dict[str, float]:
 
 def peaks(small: bool) -> None:
     """Print the peaks of this process, as JSON."""
-    found = compare(ways_of(*setting(small)), rounds=1)
+    ways = ways_of(*setting(small))
+    found = compare(ways, rounds=1, once=tuple(ways))
     print(json.dumps({name: one["peak_mb"] for name, one in found.items()}))
 
 
-def floor(ways: Found) -> float:
-    """Return what pieces cost beside the full batch: all of them once, all but one again."""
+def parts(ways: Found) -> float:
+    """Return what the parts cost beside the full batch: all pieces once, all but one again."""
     again = (1 - 1 / PIECES) * ways[FORWARD]["cpu_ms"]
     return (ways[ONCE]["cpu_ms"] + again) / ways[FULL]["cpu_ms"]
 
@@ -265,8 +266,8 @@ def table(found: dict[str, Any]) -> str:
     )
     if ONCE in ways:
         told += (
-            f"What the tower alone costs here, each piece with its gradients (`{ONCE}`) and 7 of 8 "
-            f"once more without (`{FORWARD}`), is {floor(ways):.2f} x the full batch. "
+            f"The tower alone, measured in parts, each piece with its gradients (`{ONCE}`) and 7 "
+            f"of 8 once more without (`{FORWARD}`), takes {parts(ways):.2f} x the full batch. "
         )
     told += (
         f"The memory can't be less than one piece's graph, {1 / PIECES:.3f} x. Of that of pieces, "
@@ -282,7 +283,7 @@ def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
     """Return what the targets ask for."""
     ways: Found = found["ways"]
     by, used = ratios(ways, FULL)[OURS], found.get("in_use")
-    time = f"{by['cpu']:.2f}" + (f"; floor {floor(ways):.2f}" if ONCE in ways else "")
+    time = f"{by['cpu']:.2f}" + (f"; its parts alone {parts(ways):.2f}" if ONCE in ways else "")
     out = {"time of 8 micro-batches of 64": (time, by["cpu"] <= 1.15)}
     if "memory" in by:
         told = f"{by['memory']:.2f}"
