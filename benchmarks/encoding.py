@@ -30,7 +30,7 @@ from xlcm.encoders.text_hf import HFTextEncoder
 from xlcm.encoders.tokenizer import HFTokenizer
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import inference
-from xlcm.models.lengths import by_length, token_budget
+from xlcm.models.lengths import CPU_PADDING, CPU_TOKENS, by_length
 from xlcm.types import TextBatch
 
 PEERS = ("sentence-transformers",)
@@ -141,7 +141,7 @@ def ways_of(model: DualEncoder, texts: list[str], folder: str) -> dict[str, Way]
 def positions(model: DualEncoder, texts: list[str]) -> dict[str, int]:
     """Return the tokens of all texts, and with the padding of xlcm and of the peer's default."""
     tokens = model.text.tokenizer(texts)
-    ours = by_length(tokens, budget=token_budget(torch.device("cpu")))
+    ours = by_length(tokens, budget=CPU_TOKENS, padding=CPU_PADDING)
     counts = tokens.mask.sum(dim=1)
     longest = torch.tensor([-len(text) for text in texts]).argsort(stable=True)
     batches = [counts[rows] for rows in longest.split(ROWS)]

@@ -30,7 +30,7 @@ from xlcm.evaluation.settings import EvaluationConfig
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.export import export
 from xlcm.models.exported import ExportedModel
-from xlcm.models.lengths import CPU_TOKENS, by_length
+from xlcm.models.lengths import CPU_PADDING, CPU_TOKENS, by_length
 from xlcm.models.precision import lowered, supported
 from xlcm.types import Visual
 
@@ -116,7 +116,7 @@ def speeds(small: bool) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (4, 3, side, side), generator=draw, dtype=torch.uint8)
     tokens = model.text.tokenizer(captions(64 if small else 192))
-    batches = [batch for _, batch in by_length(tokens, budget=CPU_TOKENS)]
+    batches = [batch for _, batch in by_length(tokens, budget=CPU_TOKENS, padding=CPU_PADDING)]
     text, image = {EAGER: text_way(model, batches)}, {EAGER: image_way(model, pixels)}
     text[BF16], image[BF16] = in_bf16(text[EAGER]), in_bf16(image[EAGER])
     if int8 := quantised(model):

@@ -27,8 +27,7 @@ def tokens(counts):
     return TextBatch(torch.arange(len(counts) * width).reshape(len(counts), width), mask)
 
 
-def test_a_batch_has_no_more_tokens_than_the_budget_padding_included(monkeypatch):
-    monkeypatch.setattr(lengths, "PADDING", 1.0)
+def test_a_batch_has_no_more_tokens_than_the_budget_padding_included():
     counts = [3, 9, 1, 4, 4, 30, 2, 0, 8, 8]
     batches = list(lengths.by_length(tokens(counts), budget=16))
     assert sorted(i for rows, _ in batches for i in rows.tolist()) == list(range(10))
@@ -47,7 +46,7 @@ def test_a_batch_has_no_more_tokens_than_the_budget_padding_included(monkeypatch
 def test_shorter_texts_get_a_batch_of_their_own_where_padding_costs_more():
     # 10 positions at most: beside 20, three of 17 need 9 and five of 15 need 25; 14 needs 5
     counts = [20] * 4 + [17] * 3 + [15] * 5 + [14] * 5
-    batches = list(lengths.by_length(tokens(counts), budget=320))
+    batches = list(lengths.by_length(tokens(counts), budget=320, padding=10))
     assert [tuple(batch.ids.shape) for _, batch in batches] == [(7, 20), (10, 15)]
     assert [i for rows, _ in batches for i in rows.tolist()] == list(range(17))
 

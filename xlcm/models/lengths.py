@@ -15,7 +15,7 @@ from xlcm.types import TextBatch
 CHUNK = 16_384  # texts that are tokenised and sorted at a time: bounds memory on millions
 CPU_TOKENS = 1024  # what stays in a core's cache; half and double of it are a little slower
 DEVICE_TOKENS = 16_384  # enough rows for the matrix products of an accelerator
-PADDING = 1 / 32  # of the budget: for more padding than that, a batch of its own is faster
+CPU_PADDING = 32  # tokens of padding from which on a batch more is faster on a CPU
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -37,18 +37,22 @@ def token_budget(device: torch.device, asked: int | None = None) -> int:
 
 
 def by_length(
-    tokens: TextBatch, batch_size: int | None = None, budget: int | None = None
+    tokens: TextBatch,
+    batch_size: int | None = None,
+    budget: int | None = None,
+    padding: int | None = None,
 ) -> Iterator[tuple[Tensor, TextBatch]]:
     """Yield (row numbers, batch) from the longest to the shortest, with little padding.
 
-    The longest come first, so that a lack of memory shows at once. Texts of a shorter length begin
-    a batch of their own where they would need more padding than `PADDING` of the budget.
+    The longest come first, so that a lack of memory shows at once.
 
     Args:
         tokens: any number of texts, padded on the right.
         batch_size: texts in a batch at most; None: no bound.
         budget: tokens in a batch at most, padding included; a longer text is a batch of its own.
             None: no bound.
+        padding: tokens of padding in a batch that texts of one length may need at most; if they
+            need more, they begin the next one. None: no bound.
     """
     counts, order = tokens.mask.sum(dim=1).sort(descending=True, stable=True)
     lengths = counts.tolist()
@@ -56,15 +60,15 @@ def by_length(
     while start < len(lengths):
         width = max(lengths[start], 1)
         size = min(batch_size or len(lengths), max(1, (budget or width * len(lengths)) // width))
-        if budget:
-            size = _alike(lengths[start : start + size], PADDING * budget)
+        if padding is not None:
+            size = _alike(lengths[start : start + size], padding)
         rows = order[start : start + size]
         langs = tuple(tokens.langs[i] for i in rows) if tokens.langs else ()
         yield rows, TextBatch(tokens.ids[rows, :width], tokens.mask[rows, :width], langs)
         start += size
 
 
-def _alike(lengths: list[int], most: float) -> int:
+def _alike(lengths: list[int], most: int) -> int:
     """Return how many of these texts, the longest first, to take: no length needs more padding."""
     size = 0
     for length, texts in groupby(lengths):
@@ -98,6 +102,7 @@ def embed_texts(
         advance: told how many are done.
     """
     budget = token_budget(model.device, budget)
+    padding = CPU_PADDING if model.device.type == "cpu" else None
     out = torch.empty(len(texts), model.width)
     cut = 0
 
@@ -109,7 +114,7 @@ def embed_texts(
     for start, tokens in zip(starts, ahead(tokenise, starts)):
         cut += tokens.cut
         numbers, found = [], []
-        for rows, batch in by_length(tokens, batch_size, budget):
+        for rows, batch in by_length(tokens, batch_size, budget, padding):
             numbers.append(rows)
             found.append(model.embed_text(batch.to(model.device)))
             advance(len(rows))
