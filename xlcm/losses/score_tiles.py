@@ -14,11 +14,10 @@ ROWS, COLUMNS = 1024, 2048
 PAYS = 1024 * 1024
 """Numbers of a score matrix from which on tiles are faster than the plain form."""
 
-Tiled = Literal["auto", "always", "never"]
-
-
 NO_FLOAT64 = ("mps",)
 """Types of device without float64."""
+
+Tiled = Literal["auto", "always", "never"]
 
 
 def widened(values: Tensor) -> Tensor:
