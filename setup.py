@@ -13,7 +13,7 @@ ONNX = ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"]
 OPENVINO = ["onnx>=1.17", "onnxscript>=0.2", "openvino>=2024.5"]
 DEEPSPEED = ["deepspeed>=0.19.8"]
 BENCH = [
-    "open_clip_torch>=2.24", "sentence-transformers>=3", "pytorch-metric-learning>=2.5",
+    "open_clip_torch>=2.30", "sentence-transformers>=3", "pytorch-metric-learning>=2.5",
     "POT>=0.9.5", "torchmetrics>=1.4", "faiss-cpu>=1.8", "clip-benchmark>=1.6", *EVAL,
     *ONNX, *OPENVINO,
 ]  # fmt: skip
