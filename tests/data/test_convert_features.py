@@ -4,6 +4,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from xlcm.cli import main
 from xlcm.data.convert_features import convert_features
@@ -34,7 +35,7 @@ def test_several_files_become_one_store_with_the_same_numbers(tmp_path, capsys):
         capsys.readouterr().out.split()
     )
     store = FeatureStore(out)
-    assert store.encoder == {"converted": ["a.npz", "b.npz"]}
+    assert [made["name"] for made in store.encoder["converted"]] == ["a.npz", "b.npz"]
     assert len(store.index["shards"]) == 3
     for key, value in (first | second).items():
         assert torch.equal(store[key], torch.from_numpy(value))
@@ -75,6 +76,45 @@ def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, mon
     monkeypatch.setattr(FeatureWriter, "add", lambda *a: (added.append(a[1]), add(*a))[1])
     assert len(convert_features([path], out, shard_items=4)) == 9
     assert added[6:] == added[4:6] + [f"0-{i}" for i in range(6, 9)]
+
+
+def test_a_changed_source_of_the_same_name_is_refused(tmp_path):
+    path, out = source(tmp_path, "a.npz", values(4, 0)), tmp_path / "store"
+    once = convert_features([path], out)
+    assert torch.equal(convert_features([path], out)["0-0"], once["0-0"])
+    before = os.stat(path)
+    source(tmp_path, "a.npz", {key: -value for key, value in values(4, 0).items()})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.stat(path).st_size == before.st_size  # only the numbers in it tell
+    with pytest.raises(DataError, match=r"4 items .* a\.npz had other contents then; delete this"):
+        convert_features([path], out)
+    (tmp_path / "elsewhere").mkdir()
+    other = source(tmp_path / "elsewhere", "a.npz", values(5, 1))
+    with pytest.raises(DataError, match=r"a\.npz had other contents"):
+        convert_features([other], out)
+    with pytest.raises(DataError, match=r"made of a\.npz, not of b\.npz"):
+        convert_features([source(tmp_path, "b.npz", values(4, 0))], out)
+    assert torch.equal(FeatureStore(out)["0-0"], once["0-0"])
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".safetensors", ".h5"])
+def test_changed_names_of_the_rows_are_refused_too(tmp_path, ending):
+    path, ids, out = tmp_path / f"a{ending}", tmp_path / "names.txt", tmp_path / "store"
+    matrix = np.stack(list(values(3, 0).values()))
+    if ending == ".npy":
+        np.save(path, matrix)
+    elif ending == ".npz":
+        np.savez(path, features=matrix)
+    elif ending == ".safetensors":
+        save_file({"features": torch.from_numpy(matrix)}, path)
+    else:
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["features"] = matrix
+    ids.write_text("p\nq\nr\n")
+    convert_features([path], out, ids=[ids])
+    ids.write_text("r\nq\np\n")
+    with pytest.raises(DataError, match="had other contents then"):
+        convert_features([path], out, ids=[ids])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from xlcm.data.feature_formats import open_features
+from xlcm.data.feature_index import INDEX, read_index, sha256_of
 from xlcm.data.features import FeatureStore, FeatureWriter
 from xlcm.data.manifest import DataError
 
@@ -26,7 +28,9 @@ def convert_features(
 ) -> FeatureStore:
     """Write all features of the sources into one store; return it, verified.
 
-    An interrupted conversion goes on after its last shard if it is asked for again.
+    An interrupted conversion goes on after its last shard if it is asked for again. The store
+    holds the SHA-256 of what it was made of, for which all sources are read once more: one that
+    has changed since is refused, also where name, size and time are the same.
 
     Args:
         paths: of one kind and width, such as the matrices of several splits.
@@ -38,7 +42,8 @@ def convert_features(
 
     Raises:
         DataError: for a source that can't be read, sources that don't fit together, a key in two of
-            them, or a store that is not what was written.
+            them, a folder that holds what was converted of others, or a store that is not what was
+            written.
     """
     if ids and len(ids) != len(paths):
         raise DataError(f"{len(paths)} paths and {len(ids)} files of ids; give one for each path")
@@ -51,12 +56,14 @@ def convert_features(
                 raise DataError(f"{source.folder} has {name}={here!r}, {first.folder} {there!r}; "
                                 "put them into stores of their own")  # fmt: skip
     total = sum(map(len, sources))
+    made_of = [{"name": source.folder.name, "sha256": _digest(source)} for source in sources]
+    _refuse_changed(Path(output), made_of)
     writer = FeatureWriter(
         output,
         kind=first.kind,
         dim=first.dim,
         dtype=dtype,
-        encoder={"converted": [source.folder.name for source in sources]},
+        encoder={"converted": made_of},
         views=first.views,
         shard_items=shard_items,
         boxes=first.has_boxes,
@@ -67,6 +74,35 @@ def convert_features(
     ):
         _copy(sources, writer, advance)
     return verified(output, total)
+
+
+def _digest(source: FeatureStore) -> str:
+    """Return one SHA-256 over the names and contents of all files that are read."""
+    digest = hashlib.sha256()
+    for shard in source.index["shards"]:
+        file = source.folder / shard["file"]
+        digest.update(f"{file.name} {shard.get('sha256') or sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _refuse_changed(output: Path, made_of: Sequence[dict[str, Any]]) -> None:
+    """Refuse a folder that holds features of other sources, or of these before they changed."""
+    if not (output / INDEX).is_file():
+        return
+    index = read_index(output)
+    before = index["encoder"].get("converted")
+    if before is None or before == made_of:
+        return
+    names = [old["name"] if isinstance(old, dict) else old for old in before]
+    wanted = [new["name"] for new in made_of]
+    changed = [new["name"] for new, old in zip(made_of, before) if new != old]
+    said = f"{', '.join(changed)} had other contents then" if names == wanted else (
+        f"it was made of {', '.join(names)}, not of {', '.join(wanted)}"
+    )  # fmt: skip
+    raise DataError(
+        f"{output}: holds {index['count']:,} items of an earlier conversion, and {said}; delete "
+        "this folder to convert anew, or choose another one"
+    )
 
 
 def _copy(

@@ -85,6 +85,7 @@ class NpzReader(MatrixReader):
         self._values: str | None = None
         self._box_name: str | None = None
         self._scale: np.ndarray | None = None
+        files = [path]
         self._counts: np.ndarray | None = None
         self._sizes: np.ndarray | None = None
         names = list(self._zipped().files)
@@ -104,6 +105,7 @@ class NpzReader(MatrixReader):
             else:
                 file = ids or find_ids(path)
                 found, said = read_ids(file), str(file)
+                files.append(file)
             places: dict[str, Any] = dict(numbered(found, len(matrix), str(path), said))
             kind: Kind = "pooled" if matrix.ndim == 2 else "tokens"
             dim = matrix.shape[-1]
@@ -121,7 +123,7 @@ class NpzReader(MatrixReader):
             kind, dim = kind_of(self._entry(names[0]), f"{path}: {names[0]!r}")
         else:
             raise DataError(f"{path}: there is nothing in it")
-        super().__init__(path, kind=kind, dim=dim, places=places, files=[path],
+        super().__init__(path, kind=kind, dim=dim, places=places, files=files,
                          boxes=self._box_name is not None)  # fmt: skip
 
     def _column(self, name: str | None, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -203,6 +205,7 @@ class SafetensorsReader(MatrixReader):
     def __init__(self, path: Path, ids: Path | None = None) -> None:
         self.folder = path
         self._values: str | None = None
+        files = [path]
         self._open()
         names = list(self._file.keys())
         self._values = first_of(VALUE_NAMES, names)
@@ -213,6 +216,7 @@ class SafetensorsReader(MatrixReader):
                 numbered(read_ids(file), len(self._matrix), str(path), str(file))
             )
             kind, dim = kind_of(np.empty(self._matrix.shape[1:]), f"{path}: {self._values!r}")
+            files.append(file)
         elif names:
             refuse_ids(path, ids)
             self._values = None
@@ -220,7 +224,7 @@ class SafetensorsReader(MatrixReader):
             kind, dim = kind_of(self._read(names[0]), f"{path}: {names[0]!r}")
         else:
             raise DataError(f"{path}: there is nothing in it")
-        super().__init__(path, kind=kind, dim=dim, places=places, files=[path])
+        super().__init__(path, kind=kind, dim=dim, places=places, files=files)
 
     def _closed(self) -> tuple[str, ...]:
         return ("_matrix", "_file")

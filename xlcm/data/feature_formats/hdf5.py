@@ -44,6 +44,7 @@ class HDF5Reader(FeatureReader):
 
     def __init__(self, path: Path, ids: Path | None = None) -> None:
         self.folder = path
+        self._files = [path]
         self._file = None
         root = self._root()
         names = list(root)
@@ -73,7 +74,8 @@ class HDF5Reader(FeatureReader):
                 self._sizes = first_of(SIZE_NAMES, list(first))
             kind, dim = kind_of(_value(first, f"{path}: {names[0]!r}"), f"{path}: {names[0]!r}")
         boxes = self._boxes is not None and kind == "tokens"
-        super().__init__(path, kind=kind, dim=dim, places=places, files=[path], boxes=boxes)
+        super().__init__(path, kind=kind, dim=dim, places=places, files=self._files,
+                         boxes=boxes)  # fmt: skip
 
     def _matrix_places(self, root: Any, named: str | None, ids: Path | None) -> dict[str, Any]:
         where = f"{self.folder}: {self._values!r}"
@@ -82,6 +84,7 @@ class HDF5Reader(FeatureReader):
         else:
             file = ids or find_ids(self.folder)
             found, said = read_ids(file), str(file)
+            self._files.append(file)
         return dict(numbered(found, len(root[self._values]), where, said))
 
     def _closed(self) -> tuple[str, ...]:
