@@ -15,8 +15,10 @@ from itertools import chain
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from xlcm.encoders.base import Tower
 from xlcm.methods.base import Method
 from xlcm.training.settings import RunConfig
 from xlcm.training.sharded import is_sharded
@@ -57,10 +59,17 @@ def best_rate(
     return (accelerator.num_processes * best / flops if flops else 0.0), chain([first], batches)
 
 
-def compile_towers(plain: Method) -> None:
-    """Have torch compile both towers of the retriever, for captions of any length."""
-    for tower in (plain.retriever.image, plain.retriever.text):
-        tower.compile(dynamic=True)
+def compile_towers(module: nn.Module) -> None:
+    """Have torch compile every tower of a method, for captions of any length.
+
+    Those are the retriever's two, and what a method has beside them, such as the text tower of a
+    cross-lingual network.
+    """
+    for part in module.children():
+        if isinstance(part, Tower):
+            part.compile(dynamic=True)
+        else:
+            compile_towers(part)
 
 
 def flops_of_row(method: Method, batch: Batch) -> float:

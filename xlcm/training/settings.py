@@ -123,7 +123,7 @@ class RunConfig(Section):
         length_pieces: without gradient caching, pieces of captions of like length that a process
             encodes one after the other, to save padding; 0: all at once. `micro_batch` sorts too.
         precision: `bf16` and `fp16` run the towers in half precision, the losses in float32.
-        compile: both towers by `torch.compile`; the first steps take minutes, the others less.
+        compile: all towers by `torch.compile`; the first steps take minutes, the others less.
         log_every: steps between lines on the screen; `metrics.jsonl` has every step.
         eval_every: steps between validations; 0: once an epoch.
         save_every: steps between checkpoints; 0: with every validation.
