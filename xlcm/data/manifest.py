@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from xlcm.data.aside import aside, remove_left
 from xlcm.data.manifest_lines import DataError, parse_item, to_line
 from xlcm.data.seen import Seen
 from xlcm.registry import nearest
@@ -182,7 +183,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 class ManifestWriter:
     """Writes a manifest aside and puts it in place when all of it is there.
 
-    Use it as `with ManifestWriter("data/photos.jsonl") as writer: writer.write(item)`.
+    Use it as `with ManifestWriter("data/photos.jsonl") as writer: writer.write(item)`. What killed
+    processes left of the same manifest is removed.
 
     Args:
         path: the finished file; an older one is replaced at the end, or kept if writing fails.
@@ -201,7 +203,8 @@ class ManifestWriter:
 
     def __enter__(self) -> ManifestWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        remove_left(self.path)
+        self._aside = aside(self.path)
         self._out = open(self._aside, "wb")
         return self
 
@@ -226,6 +229,11 @@ class ManifestWriter:
         self.items += 1
         self.captions += len(ids)
 
+    def flush(self) -> None:
+        """Put on disk what was written so far: after this, putting it in place needs no room."""
+        self._out.flush()
+        os.fsync(self._out.fileno())
+
     def _refuse(self, where: str, kind: str, ids: set[str]) -> None:
         """Refuse ids that are in the file; two names may have one digest, so it is looked up."""
         self._out.flush()
@@ -243,8 +251,7 @@ class ManifestWriter:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._out.flush()
-            os.fsync(self._out.fileno())
+            self.flush()
             self._out.close()
             os.replace(self._aside, self.path)
         else:

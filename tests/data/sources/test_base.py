@@ -106,6 +106,29 @@ def test_the_digest_of_a_split_is_of_its_lines_alone(load):
     assert other["splits"]["train"]["sha256"] != digest
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_digest_does_not_depend_on_where_the_pictures_lie(load, tmp_path, kind):
+    captions = (
+        Caption("c", "en", 'a "quote", "image": "x.jpg" \\', "mt", quality=(("image", "x"),)),
+    )
+    sums = {}
+    for folder in ('p "1", "video": "', "q"):
+        path = tmp_path / folder / "a.jpg"
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+        for name, text in (("same", captions), ("other", (replace(captions[0], text="b"),))):
+            made = replace(item("1"), captions=text, **{kind: "a.jpg"})
+            code, items, report = load(plan([made]), "--images", str(path.parent))
+            assert (code, getattr(items[0], kind)) == (0, f"../{folder}/a.jpg")
+            sums.setdefault(name, set()).add(report["splits"]["train"]["sha256"])
+    bare = load(plan([replace(item("1"), captions=captions)]))[2]["splits"]["train"]["sha256"]
+    assert sums["same"] == {bare}
+    assert len(sums["other"]) == 1
+    assert sums["other"] != sums["same"]
+    renamed = load(plan([replace(item("1"), captions=(replace(captions[0], quality=()),))]))[2]
+    assert renamed["splits"]["train"]["sha256"] != bare
+
+
 def test_a_picture_in_two_splits_is_a_leak(load, capsys):
     items = [item("1-a"), item("2-a"), item("2-b"), item("1-b", "test")]
     code, _, report = load(plan(items, key=lambda i: f"pic:{i.id[0]}"))

@@ -142,7 +142,7 @@ def run_import(plan: Plan, args: argparse.Namespace) -> int:
 
     check_needs(plan, args.root)
     against = overlaps(plan, args.against)  # read first: a wrong path should not cost an hour
-    report = Report(plan)
+    report, told = Report(plan), Path(f"{args.out}.report.json")
     more = getattr(args, "more_images", ())
     pictures = Pictures(args.images, args.out, args.missing_images, more=more)
     with ManifestWriter(args.out) as writer:
@@ -155,9 +155,12 @@ def run_import(plan: Plan, args: argparse.Namespace) -> int:
         pictures.finish()
         if not writer.items:
             raise DataError(f"{args.root}: {plan.title} has no items here; nothing is written")
+        writer.flush()
+        # a kill from here on may leave a manifest without a report, but never with another's
+        told.unlink(missing_ok=True)
     report.finish(args.out, pictures.notes(), against)
     report.show()
-    report.save(f"{args.out}.report.json")
+    report.save(told)
     return 0 if report.good else 1
 
 

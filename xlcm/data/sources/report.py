@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xlcm.data.aside import aside, remove_left
 from xlcm.data.manifest import DataError, lines, read_manifest
 from xlcm.data.sources.base import Expected, Plan
 from xlcm.data.sources.image_paths import SHOWN
@@ -23,6 +25,10 @@ from xlcm.types import Item
 
 OWN = frozenset({"coco-json", "csv", "folder", "hf", "jsonl", "lines"})
 """Readers of a user's own files: only the ids can say which pictures they show."""
+
+# quotes inside a JSON string are escaped, so these are keys; the captions come behind them
+_PATHS = re.compile(rb', "(?:image|video)": "(?:[^"\\]|\\.)*"')
+_CAPTIONS = b', "captions": ['
 
 
 class Keys:
@@ -99,10 +105,14 @@ class Report:
     def finish(
         self, out: str | Path, notes: Sequence[str], against: Mapping[str, Mapping[str, Keys]]
     ) -> None:
-        """Digest the manifest's lines and compare the splits with each other and with others."""
+        """Digest the manifest's lines and compare the splits with each other and with others.
+
+        A path says where one person keeps the picture, and is left out of the digest.
+        """
         digests = {split: hashlib.sha256() for split in self.written}
         for split, (_, _, raw) in zip(self._order, lines(out), strict=True):
-            digests[split].update(raw)
+            head, captions, rest = raw.partition(_CAPTIONS)
+            digests[split].update(_PATHS.sub(b"", head) + captions + rest)
         self.digests = {split: digest.hexdigest() for split, digest in digests.items()}
         splits = list(self.keys)
         found: list[tuple[dict[str, Any], np.ndarray]] = []
@@ -218,10 +228,11 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, aside and then in place."""
-        aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        path = Path(path)
+        remove_left(path)
         text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(aside, path)
+        aside(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(aside(path), path)
 
 
 def _verdict(n: int, told: int | None) -> str:
@@ -252,6 +263,9 @@ def overlaps(plan: Plan, paths: Sequence[str]) -> dict[str, dict[str, Keys]]:
         key = plan.key or _own_id if plan.name in OWN else _key_of(path) or plan.key or _own_id
         if not Path(path).is_file():
             raise DataError(f"--against {path}: no such manifest")
+        if plan.name not in OWN and not Path(f"{path}.report.json").is_file():
+            say(f"--against {path}: no report of its import lies beside it, so its ids are read "
+                f"like those of {plan.title}")  # fmt: skip
         splits = keys.setdefault(path, {})
         for item in read_manifest(path):
             try:
