@@ -52,6 +52,8 @@ class Item:
         video: path of the video file, likewise.
         features: key into a feature store.
         where: `file:line` for messages; empty where there is no file.
+        segment: start and end in seconds from the video's first frame, where the item is that
+            part of `video` and not all of it.
     """
 
     id: str
@@ -61,6 +63,17 @@ class Item:
     video: str | None = None
     features: str | None = None
     where: str = ""
+    segment: tuple[float, float] | None = None
+
+    @property
+    def clip(self) -> str | None:
+        """The video's path, with `#t=<start>,<end>` behind it if the item is a segment of it.
+
+        Two segments of one file are two clips.
+        """
+        if self.video is None or self.segment is None:
+            return self.video
+        return f"{self.video}#t={self.segment[0]},{self.segment[1]}"
 
 
 class _Movable:

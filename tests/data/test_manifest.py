@@ -50,9 +50,19 @@ def test_what_the_writer_writes_the_reader_reads(tmp_path):
     several = (Caption("3#0", "en", "Dogs", relevant=("0", "2")),)
     items = [item(0), item(1, "val", image=None, video="v.mp4"), item(2, features="k", captions=())]
     items.append(item(3, captions=several))
+    items.append(item(4, image=None, video="v.mp4", segment=(0.0, 2.5)))
     path = write(tmp_path / "m.jsonl", items)
     assert [replace(i, where="") for i in read_manifest(path)] == items
-    assert [i.where for i in read_manifest(path)] == [f"{path}:{n}" for n in (1, 2, 3, 4)]
+    assert [i.where for i in read_manifest(path)] == [f"{path}:{n}" for n in range(1, 6)]
+
+
+def test_a_segment_is_a_stretch_of_time_in_a_video():
+    for bad in ([1], [2, 1], [1, 1], [-1, 2], ["1", 2], [True, 2], {"start": 1}, [1, float("inf")]):
+        with pytest.raises(DataError, match=r"f:1: 'segment' must be \[start, end\] in seconds"):
+            parse_item(line(video="v.mp4", segment=bad), "f:1")
+    with pytest.raises(DataError, match="part of a `video`, and the item has none"):
+        parse_item(line(segment=[1, 2]))
+    assert parse_item(line(video="v.mp4", segment=[1, 2])).clip == "v.mp4#t=1.0,2.0"
 
 
 def test_bom_windows_line_ends_and_blank_lines_are_tolerated(tmp_path):

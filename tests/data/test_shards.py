@@ -18,6 +18,7 @@ from xlcm.data.collate import stack_visuals
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
 from xlcm.data.rows import open_splits
+from xlcm.data.shard_parts import json_part
 from xlcm.data.shard_writer import write_shards
 from xlcm.data.shards import Shards
 from xlcm.data.tar_index import tar_index
@@ -100,6 +101,11 @@ def test_views_and_frames_come_back_as_what_they_were(tiny_data, tmp_path, monke
 def test_an_item_takes_no_more_memory_than_its_places(folder):
     shards = Shards(path=str(folder))
     assert sum(i.places.nbytes + i.keys.nbytes for i in shards.indices) / len(shards) < 120
+
+
+def test_a_segment_leaves_with_the_path_of_its_video():
+    item = Item("a", "train", (), video="v.mp4", segment=(1.0, 2.0))
+    assert b"segment" not in json_part(item)[1]
 
 
 def test_languages_can_be_chosen(folder):

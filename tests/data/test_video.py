@@ -1,10 +1,9 @@
 """The frames that were written are those that are read, or the message says why not."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_videos import SIZE, numbers, write
 
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError, ManifestWriter
@@ -12,29 +11,6 @@ from xlcm.data.video import FrameSampling, load_frames
 from xlcm.types import Item
 
 av = pytest.importorskip("av")
-SIZE = 64
-
-
-def write(path, count, rate=10, codec="libx264", gop=12, start=0, times=None):
-    """Write a video whose frame i has brightness 4 * i."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width = stream.height = SIZE
-        stream.pix_fmt, stream.gop_size = "yuv420p", gop
-        for i in range(count):
-            pixels = np.full((SIZE, SIZE, 3), 4 * i + 2, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = start + (i if times is None else times[i])
-            frame.time_base = Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def numbers(frames):
-    """Return which frames they are, from their brightness."""
-    assert all(frame.mode == "RGB" and frame.size == (SIZE, SIZE) for frame in frames)
-    return [round((float(np.asarray(frame).mean()) - 2) / 4) for frame in frames]
 
 
 @pytest.mark.parametrize("codec", ["libx264", "ffv1"])
@@ -69,6 +45,24 @@ def test_a_second_is_a_second_where_the_frame_rate_changes(tmp_path):
 def test_a_video_that_begins_late_is_read_from_its_first_frame(tmp_path):
     path = write(tmp_path / "v.mkv", 20, start=50)
     assert numbers(load_frames(path, FrameSampling(how="fps"))) == [0, 10]
+
+
+def test_a_segment_gives_the_frames_that_are_shown_in_it_and_no_others(tmp_path):
+    path = write(tmp_path / "v.mp4", 60, gop=12)  # six seconds
+    every, two = FrameSampling(how="fps", fps=10), FrameSampling(count=2)
+    assert numbers(load_frames(path, every, segment=(1, 2))) == list(range(10, 20))
+    assert numbers(load_frames(path, every, segment=(2, 2.5))) == list(range(20, 25))
+    assert numbers(load_frames(path, two, segment=(1, 3))) == [15, 25]
+    assert numbers(load_frames(path, two, segment=(3.32, 3.38))) == [33]  # on screen all the while
+    assert numbers(load_frames(path, every, segment=(5, 6.5))) == list(range(50, 60))
+
+
+def test_a_segment_that_the_video_is_too_short_for_is_named(tmp_path):
+    path = write(tmp_path / "v.mp4", 20)
+    with pytest.raises(
+        DataError, match=r"last frame is at 1\.9 s, and the segment goes from 1 to 5"
+    ):
+        load_frames(path, FrameSampling(), segment=(1, 5))
 
 
 def test_one_frame_is_a_video(tmp_path):

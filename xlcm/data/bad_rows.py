@@ -97,7 +97,7 @@ def find_overlap(dataset: ManifestDataset, *others: ManifestDataset) -> list[Fau
 
 def _names(dataset: ManifestDataset, item: Item) -> Iterator[str]:
     yield f"item id {item.id!r} of {Path(dataset.manifest.path).resolve()}"
-    for kind, path in (("image", item.image), ("video", item.video)):
+    for kind, path in (("image", item.image), ("video", item.clip)):
         if path is not None:
             yield f"{kind} {str(dataset.image_root.resolve() / path)!r}"
     if dataset.store is not None:

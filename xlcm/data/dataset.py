@@ -169,7 +169,8 @@ class ManifestDataset:
             message = f"{item.where}: item {item.id!r} has no video; leave `frames` out for images"
             raise DataError(message, kind="video_missing")
         try:
-            return load_frames(self.image_root / item.video, sampling, name=item.video)
+            path = self.image_root / item.video
+            return load_frames(path, sampling, segment=item.segment, name=item.clip)
         except DataError as error:
             message = f"{item.where}: {error}{self._looked_in(error)}"
             raise DataError(message, kind=error.kind) from error

@@ -247,8 +247,8 @@ class Identities:
 
 
 def _places(item: Item, content: str | None) -> Iterator[str]:
-    for name in ("image", "video", "features"):
-        if (value := getattr(item, name)) is not None:
+    for name, value in (("image", item.image), ("video", item.clip), ("features", item.features)):
+        if value is not None:
             yield f"{name} {value!r}"
     if content is not None:
         yield f"the same picture (blake2b {content})"

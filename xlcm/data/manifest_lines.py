@@ -16,7 +16,7 @@ from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
 REQUIRED_ITEM = ("id", "split", "captions")
-ITEM_KEYS = frozenset({*REQUIRED_ITEM, "image", "video", "features"})
+ITEM_KEYS = frozenset({*REQUIRED_ITEM, "image", "video", "segment", "features"})
 REQUIRED_CAPTION = ("id", "lang", "text")
 CAPTION_KEYS = frozenset(
     {*REQUIRED_CAPTION, "origin", "of", "engine", "noise", "quality", "relevant"}
@@ -100,8 +100,20 @@ def parse_item(raw: bytes, where: str = "") -> Item:
     item.id, item.split = identity, split
     item.captions = tuple(_captions(captions, where, identity))
     item.image, item.video, item.features, item.where = image, video, features, where
+    segment = row.get("segment")
+    item.segment = None if segment is None else _segment(segment, video, where)
     item.__class__ = Item
     return item
+
+
+def _segment(times: Any, video: str | None, where: str) -> tuple[float, float]:
+    numbers = type(times) is list and [type(t) in (int, float) for t in times] == [True, True]
+    if not numbers or not 0 <= times[0] < times[1] or not isfinite(times[1]):
+        _fail(where, "'segment' must be [start, end] in seconds, 0 <= start < end, got "
+              f"{_kind(times)}")  # fmt: skip
+    if video is None:
+        _fail(where, "'segment' is a part of a `video`, and the item has none")
+    return float(times[0]), float(times[1])
 
 
 def _row(raw: bytes, where: str) -> Any:
@@ -256,6 +268,8 @@ def to_line(item: Item, where: str = "") -> bytes:
     row.update(
         {k: v for k in ("image", "video", "features") if (v := getattr(item, k)) is not None}
     )
+    if item.segment is not None:
+        row["segment"] = list(item.segment)
     row["captions"] = [
         {
             "id": caption.id, "lang": caption.lang, "text": caption.text, "origin": caption.origin,

@@ -45,7 +45,7 @@ def item_parts(dataset: ManifestDataset, index: int, images: bool, check: bool) 
 
 def json_part(item: Item) -> Part:
     """Return the manifest line of an item, without the paths that a shard has no use for."""
-    return "json", to_line(replace(item, image=None, video=None), item.where)
+    return "json", to_line(replace(item, image=None, video=None, segment=None), item.where)
 
 
 def _picture(dataset: ManifestDataset, index: int, check: bool) -> Part:

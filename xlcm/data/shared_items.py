@@ -141,7 +141,8 @@ def _words(caption: Caption) -> tuple[str, str]:
 def shared_by_parts(parts: Mapping[str, Dataset]) -> dict[tuple[str, str], list[str]]:
     """Return the ids of items that two parts of a mix share: pictures that are their own negatives.
 
-    In manifests an item is also the same if its picture or video is the same file. Nothing is
+    In manifests an item is also the same if its picture or video is the same file (of
+    segments: the same one). Nothing is
     compared where that would take minutes, nor rows of a stream without ids of their own.
 
     Args:
@@ -173,6 +174,6 @@ def _inner(dataset: Dataset) -> Dataset:
 
 def _files(dataset: Dataset, item: Item) -> Iterator[str]:
     if isinstance(dataset, ManifestDataset):
-        for path in (item.image, item.video):
+        for path in (item.image, item.clip):
             if path is not None:
                 yield str(dataset.image_root.resolve() / path)

@@ -71,7 +71,13 @@ class Frames(list[Image.Image]):
     damaged: int = 0
 
 
-def load_frames(source: str | Path, sampling: FrameSampling, *, name: str | None = None) -> Frames:
+def load_frames(
+    source: str | Path,
+    sampling: FrameSampling,
+    *,
+    segment: tuple[float, float] | None = None,
+    name: str | None = None,
+) -> Frames:
     """Return frames as upright RGB, in the order in which they are shown; count damaged ones.
 
     The file is read twice: once without decoding, to know when each frame is shown (whatever the
@@ -80,11 +86,13 @@ def load_frames(source: str | Path, sampling: FrameSampling, *, name: str | None
     Args:
         source: the file.
         sampling: which frames.
+        segment: start and end in seconds from the first frame: only the frames that are shown
+            then are there to choose from. None: all of the video.
         name: what to call it in messages; the path by default.
 
     Raises:
         DataError: naming the video and the reason: missing, empty, cut short, no video, without
-            frames, or damaged.
+            frames, or damaged; or too short for the segment.
         ImportError: without PyAV.
     """
     av = _av()
@@ -98,7 +106,9 @@ def load_frames(source: str | Path, sampling: FrameSampling, *, name: str | None
               kind="video_missing")  # fmt: skip
     try:
         stamps, seconds = _stamps(av, path, name)
-        wanted = [stamps[i] for i in sampling.choose(seconds)]
+        shown = range(len(seconds)) if segment is None else _shown(seconds, segment, name)
+        chosen = sampling.choose([seconds[i] for i in shown])
+        wanted = [stamps[shown[i]] for i in chosen]
         return _decode(av, path, wanted, name)
     except DataError:
         raise
@@ -147,6 +157,18 @@ def _stamps(av: ModuleType, path: Path, name: str) -> tuple[list[int], list[floa
     if len(packets) < promised * (1 - _LOST):
         _fail(name, f"cut short: {len(packets)} of {promised} frames are there")
     return stamps, [(stamp - stamps[0]) * tick for stamp in stamps]
+
+
+def _shown(seconds: list[float], segment: tuple[float, float], name: str) -> range:
+    """Return which frames are on screen between start and end, the one that began before too."""
+    start, end = segment
+    # times of annotators are rounded, and subtitles stand on beyond the last frame: half will do
+    if seconds[-1] < (start + end) / 2:
+        _fail(name, f"its last frame is at {seconds[-1]:.1f} s, and the segment goes from "
+              f"{start:g} to {end:g} s; is it another cut of the video?")  # fmt: skip
+    first = int(np.searchsorted(seconds, start + 1e-6, side="right")) - 1
+    last = int(np.searchsorted(seconds, end - 1e-6, side="left"))
+    return range(max(first, 0), max(last, first + 1))
 
 
 def _decode(av: ModuleType, path: Path, wanted: list[int], name: str) -> Frames:

@@ -232,7 +232,7 @@ class Filling:
         return True
 
     def _file(self, item: Item) -> str | None:
-        return item.image if self.config.frames is None else item.video
+        return item.image if self.config.frames is None else item.clip
 
     def _encode(self, found: list[Tensor]) -> Sequence[Tensor]:
         """Return the features of all processes' items, in order of the block."""

@@ -25,6 +25,38 @@ def test_a_segment_is_an_item_and_languages_meet_at_equal_times(tmp_path):
     assert left["captions without text"]["count"] == 1
 
 
+def test_links_do_not_hang_on_the_order_of_the_languages(tmp_path):
+    howto100m(tmp_path)
+    command("howto100m", tmp_path, "--langs", "de", "en")
+    found = items(tmp_path)
+    assert list(found) == ["v_1@0.5-2.25", "v_1@9-10", "v_1@3-5", "v-2@1-2"], "German leads"
+    assert [(c.lang, c.of) for c in found["v_1@0.5-2.25"].captions] == [
+        ("de", "v_1@0.5-2.25#en.0"), ("en", None),
+    ]  # fmt: skip
+
+
+def test_segments_have_their_times_and_impossible_ones_are_counted(tmp_path):
+    howto100m(tmp_path)
+    put(tmp_path / "how2_de.json", {"v_1": {"text": ["a", "b"], "start": [4, 7], "end": [3, 7]}})
+    put(tmp_path / "v" / "v_1.mp4", "-")
+    words = ["--videos", str(tmp_path / "v"), "--missing-images", "drop"]
+    command("howto100m", tmp_path, *words)
+    assert {i: (item.video, item.segment) for i, item in items(tmp_path).items()} == {
+        "v_1@0.5-2.25": ("../v/v_1.mp4", (0.5, 2.25)), "v_1@3-5": ("../v/v_1.mp4", (3, 5)),
+    }  # fmt: skip
+    assert told(tmp_path)["left_out"]["segments that end before they begin"]["count"] == 2
+
+
+def test_languages_that_are_not_there_are_told(tmp_path):
+    howto100m(tmp_path)
+    command("howto100m", tmp_path)
+    assert [row["path"] for row in told(tmp_path)["missing"]] == [
+        f"how2_{lang}.json" for lang in ("fr", "cs", "sw", "ru", "vi", "es", "zh")
+    ]
+    command("howto100m", tmp_path, "--langs", "en", "de")
+    assert told(tmp_path)["missing"] == []
+
+
 def test_narration_that_is_no_translation_is_not_linked(tmp_path):
     howto100m(tmp_path)
     command("howto100m", tmp_path, "--origin", "human")
@@ -105,12 +137,26 @@ def test_a_table_names_file_and_byte_of_a_fault(tmp_path):
         assert str(path) in str(error.value)
 
 
-def test_damaged_and_packed_files_are_named(tmp_path, capsys):
-    for damage, word in ((truncated, "how2_en.json: byte"), (packed, "gunzip")):
-        howto100m(tmp_path)
-        damage(tmp_path / "how2_en.json")
-        assert word in fails(capsys, tmp_path, "howto100m", "--langs", "en")
-        (tmp_path / "how2_en.json.gz").unlink(missing_ok=True)
+def test_a_packed_file_gives_what_the_plain_one_does(tmp_path):
+    howto100m(tmp_path)
+    command("howto100m", tmp_path)
+    before = items(tmp_path)
+    packed(tmp_path / "how2_en.json")
+    (tmp_path / "out" / "m.jsonl").unlink()
+    assert command("howto100m", tmp_path) == 0
+    assert {i: item.captions for i, item in items(tmp_path).items()} == {
+        i: item.captions for i, item in before.items()
+    }
+
+
+def test_damaged_files_are_named(tmp_path, capsys):
+    howto100m(tmp_path)
+    truncated(tmp_path / "how2_en.json")
+    assert "how2_en.json: byte" in fails(capsys, tmp_path, "howto100m", "--langs", "en")
+    howto100m(tmp_path)
+    truncated(packed(tmp_path / "how2_en.json"))
+    said = fails(capsys, tmp_path, "howto100m", "--langs", "en")
+    assert "how2_en.json.gz: the file is cut off; get it again" in said
     howto100m(tmp_path)
     bad_encoding(tmp_path / "how2_en.json", 4)
     assert "not" in fails(capsys, tmp_path, "howto100m")

@@ -1,4 +1,10 @@
+import pytest
+from tiny_videos import numbers, write
 from video_folders import command, converted, fails, items, put, told, youcook2
+
+from xlcm.data.check import check_manifest
+from xlcm.data.dataset import ManifestDataset
+from xlcm.data.video import FrameSampling
 
 
 def test_a_segment_is_an_item_and_train_comes_first(tmp_path):
@@ -12,6 +18,45 @@ def test_a_segment_is_an_item_and_train_comes_first(tmp_path):
     left = told(tmp_path)["left_out"]
     assert left["segments at the same times as another"]["count"] == 1
     assert left["captions without text"]["count"] == 1
+
+
+def test_each_segment_of_a_whole_video_has_frames_of_its_own(tmp_path):
+    pytest.importorskip("av")
+    youcook2(tmp_path)
+    (tmp_path / "v").mkdir()
+    for name in ("zz.mkv", "-xx_y.mkv"):
+        write(tmp_path / "v" / name, 60)  # six seconds
+    assert command("youcook2", tmp_path, "--videos", str(tmp_path / "v")) == 1
+    found = items(tmp_path)
+    assert {i: (item.video, item.segment) for i, item in found.items()} == {
+        "zz@1-2.5": ("../v/zz.mkv", (1, 2.5)), "zz@3-4": ("../v/zz.mkv", (3, 4)),
+        "-xx_y@4-9": ("../v/-xx_y.mkv", (4, 9)),
+    }  # fmt: skip
+    manifest = str(tmp_path / "out" / "m.jsonl")
+    data = ManifestDataset(path=manifest, split="train")
+    every = FrameSampling(how="fps", fps=10)
+    assert numbers(data.load_frames(0, every)) == list(range(10, 25))
+    assert numbers(data.load_frames(1, every)) == list(range(30, 40))
+    assert check_manifest(manifest).counts == {"no_captions": 1}, "two segments are two clips"
+
+
+def test_without_videos_no_segment_is_written(tmp_path):
+    youcook2(tmp_path)
+    command("youcook2", tmp_path)
+    assert {(item.video, item.segment) for item in items(tmp_path).values()} == {(None, None)}
+
+
+def test_converted_clips_never_take_the_whole_video(tmp_path, capsys):
+    rows = [{"id": f"zz@{n}", "captions": {"en": ["wash rice"]}} for n in range(2)]
+    converted(tmp_path, "val", *rows)
+    put(tmp_path / "v" / "zz.mp4", "-")
+    words = ["--videos", str(tmp_path / "v")]
+    said = fails(capsys, tmp_path, "youcook2", *words)
+    assert "2 videos are not there, such as zz@0.mp4, zz@1.mp4 (or .webm" in said
+    for n in range(2):
+        put(tmp_path / "v" / f"zz@{n}.WEBM", "-")
+    command("youcook2", tmp_path, *words)
+    assert [i.video for i in items(tmp_path).values()] == ["../v/zz@0.WEBM", "../v/zz@1.WEBM"]
 
 
 def test_other_languages_come_from_converted_files(tmp_path):
@@ -37,6 +82,9 @@ def test_a_broken_segment_is_named(tmp_path, capsys):
                 {"segment": [1, 2]}):  # fmt: skip
         put(name, {"database": {"v": {"subset": "training", "annotations": [good, bad]}}})
         assert f"{name}: v: segment 1: expected" in fails(capsys, tmp_path, "youcook2")
+    put(name, {"database": {"v": {"subset": "training", "annotations": [
+        {"segment": [2, 1], "sentence": "x"}]}}})  # fmt: skip
+    assert "segment 0: it begins at 2 s and ends at 1 s" in fails(capsys, tmp_path, "youcook2")
     put(name, {"database": {"v": {"subset": "testing"}}})
     assert "v: 'subset' must be" in fails(capsys, tmp_path, "youcook2")
     put(name, {"v": 1})

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Need, Plan, Skipped, add_common, run_import
+from xlcm.data.sources.image_paths import ANY_VIDEO
 from xlcm.data.sources.json_table import JsonTable
 from xlcm.data.sources.tagged_files import read_split_ids, youtube_key
-from xlcm.data.sources.text_lines import find_all
+from xlcm.data.sources.text_lines import find, find_all
 from xlcm.types import Caption, Item
 
 LANGS = ("en", "de", "fr", "cs", "sw", "ru", "vi", "es", "zh")
@@ -78,7 +78,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
     def items() -> Iterator[Item]:
         wanted = read_split_ids(args.ids) if args.ids else None
-        tables = {lang: JsonTable(Path(args.root) / f"how2_{lang}.json") for lang in langs}
+        tables = {lang: JsonTable(find(args.root, f"how2_{lang}.json")) for lang in langs}
         videos = dict.fromkeys(video for table in tables.values() for video in table.places)
         if wanted is not None and (absent := [video for video in wanted if video not in videos]):
             raise DataError(f"{args.ids}: {len(absent):,} videos have no narration, such as "
@@ -88,7 +88,10 @@ def plan(args: argparse.Namespace) -> Plan:
 
     return Plan(
         name="howto100m", title="Multi-HowTo100M", get=GET, terms=TERMS, cite=CITE, items=items,
-        needs=tuple(Need(f"how2_{lang}.json", f"narration, {lang}") for lang in langs),
+        needs=tuple(
+            Need(f"how2_{lang}.json", f"narration, {lang}", required=lang in langs)
+            for lang in (langs if args.langs else LANGS)
+        ),
         key=picture_key, notes=(WEAK, LARGE), skipped=skipped,
     )  # fmt: skip
 
@@ -101,7 +104,8 @@ def segments(
     Raises:
         DataError: naming file and video, if the lists differ in length.
     """
-    items: dict[str, list[Caption]] = {}
+    texts: dict[str, dict[str, str]] = {}  # segment -> language -> what is said
+    times: dict[str, tuple[float, float]] = {}
     where = video
     for lang, table in tables.items():
         if video not in table.places:
@@ -116,18 +120,25 @@ def segments(
                 skipped.add(place, "segments at the same times as another")
                 continue
             own.add(identity)
+            if not 0 <= start < end:
+                skipped.add(place, "segments that end before they begin")
+                continue
             if not text.strip():
                 skipped.add(place)
                 continue
-            captions = items.setdefault(identity, [])
+            texts.setdefault(identity, {})[lang] = text.strip()
+            times[identity] = start, end
+    for identity, said in texts.items():
+        captions = []
+        for lang, text in said.items():
             made = lang != "en" and origin == "mt"
-            english = made and any(caption.lang == "en" for caption in captions)
             captions.append(
-                Caption(f"{identity}#{lang}{'.mt' if made else ''}.0", lang, text.strip(),
-                        "mt" if made else "human", f"{identity}#en.0" if english else None)
+                Caption(f"{identity}#{lang}{'.mt' if made else ''}.0", lang, text,
+                        "mt" if made else "human",
+                        f"{identity}#en.0" if made and "en" in said else None)
             )  # fmt: skip
-    for identity, captions in items.items():
-        yield Item(identity, "train", tuple(captions), video=f"{video}.mp4", where=where)
+        yield Item(identity, "train", tuple(captions), video=video + ANY_VIDEO,
+                   segment=times[identity], where=where)  # fmt: skip
 
 
 def _rows(found: Any, where: str) -> list[tuple[float, float, str]]:

@@ -12,12 +12,16 @@ from xlcm.data.manifest import DataError
 from xlcm.types import Item
 
 SHOWN = 5  # examples that a message or report names
+VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+ANY_VIDEO = ".*"
+"""Ending, in an item's `video`, of a file that may have any ending of `VIDEOS`, capitals or not."""
 
 
 class Pictures:
     """Turns file names into paths from the manifest's folder, and looks whether they are there.
 
     Each folder is listed once, which on a network disk is far faster than asking for every file.
+    A video `<name>.*` is the one file `<name>` with an ending of `VIDEOS`.
 
     Args:
         folder: what the names start from; None: names are taken off the items.
@@ -45,10 +49,16 @@ class Pictures:
         self.missing = missing
         self.without: list[str] = []  # the first few
         self.taken_off = self.absent = 0
+        self.videos = False  # whether some of those were videos of any ending
         self._listed: dict[str, set[str]] = {}
+        self._videos: dict[str, dict[str, list[str]]] = {}
 
     def place(self, item: Item) -> Item | None:
-        """Return the item with paths as the manifest wants them; None if it is dropped."""
+        """Return the item with paths as the manifest wants them; None if it is dropped.
+
+        Raises:
+            DataError: if a video of any ending is there with two.
+        """
         for name in ("image", "video"):
             file = getattr(item, name)
             if file is None:
@@ -60,6 +70,9 @@ class Pictures:
             path = self._path(file)
             if path is None:
                 self.absent += 1
+                if file.endswith(ANY_VIDEO):
+                    self.videos = True
+                    file = file.removesuffix(ANY_VIDEO) + VIDEOS[0]
                 if len(self.without) < SHOWN:
                     self.without.append(file)
                 if self.missing != "keep":
@@ -73,9 +86,26 @@ class Pictures:
     def _path(self, file: str) -> str | None:
         for folder in self.folders or [""]:
             path = os.path.join(os.path.abspath(folder), file)
-            if self._there(path):
+            if path.endswith(ANY_VIDEO):
+                if (video := self._video(path.removesuffix(ANY_VIDEO))) is not None:
+                    return video
+            elif self._there(path):
                 return path
         return None
+
+    def _video(self, bare: str) -> str | None:
+        folder, name = os.path.split(bare)
+        if folder not in self._videos:
+            known = self._videos[folder] = {}
+            for file in sorted(self._names(folder)):
+                stem, ending = os.path.splitext(file)
+                if ending.lower() in VIDEOS:
+                    known.setdefault(stem, []).append(file)
+        found = self._videos[folder].get(name, [])
+        if len(found) > 1:
+            raise DataError(f"{folder}: {' and '.join(found)} are both there: which one is the "
+                            "video? Take the others away")  # fmt: skip
+        return os.path.join(folder, found[0]) if found else None
 
     def finish(self) -> None:
         """Refuse missing pictures, unless they may be dropped or kept.
@@ -86,9 +116,10 @@ class Pictures:
         if self.absent and self.missing == "error":
             where = f"--images {' '.join(self.folders)}: " if self.folders else ""
             raise DataError(
-                f"{where}{self.absent:,} pictures are not there, such as "
-                f"{', '.join(self.without)}; nothing is written. `--missing-images drop` leaves "
-                "their items out, `--missing-images keep` keeps them",
+                f"{where}{self.absent:,} {self._what()} are not there, such as "
+                f"{', '.join(self.without)}{self._endings()}; nothing is written. "
+                "`--missing-images drop` leaves their items out, `--missing-images keep` keeps "
+                "them",
                 kind="image_missing",
             )
 
@@ -100,20 +131,31 @@ class Pictures:
                         "on features with their ids as keys, or import again")  # fmt: skip
         if self.absent:
             done = "dropped" if self.missing == "drop" else "kept"
-            said.append(f"{self.absent:,} pictures are not there, their items were {done}: "
-                        + ", ".join(self.without))  # fmt: skip
+            said.append(f"{self.absent:,} {self._what()} are not there, their items were {done}: "
+                        + ", ".join(self.without) + self._endings())  # fmt: skip
         return said
+
+    def _what(self) -> str:
+        return "videos" if self.videos else "pictures"
+
+    def _endings(self) -> str:
+        return f" (or {' '.join(VIDEOS[1:])})" if self.videos else ""
 
     def _there(self, path: str) -> bool:
         folder, name = os.path.split(path)
+        return name in self._names(folder)
+
+    def _names(self, folder: str) -> set[str]:
         if folder not in self._listed:
             try:
                 with os.scandir(folder) as entries:
                     self._listed[folder] = {entry.name for entry in entries}
             except OSError:
                 self._listed[folder] = set()
-        return name in self._listed[folder]
+        return self._listed[folder]
 
 
 def _with(item: Item, name: str, path: str | None) -> Item:
-    return replace(item, image=path) if name == "image" else replace(item, video=path)
+    if name == "image":
+        return replace(item, image=path)
+    return replace(item, video=path, segment=item.segment if path is not None else None)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import shutil
+import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from xlcm.data.manifest import BOM, DataError
+from xlcm.data.sources.text_lines import GZIP
 
 CHUNK = 1 << 22  # bytes read at once
 LIMIT = 1 << 28  # bytes of one value; more is a damaged file
@@ -21,7 +26,8 @@ class JsonTable:
     """The values of one object by key; keys and places are held in memory.
 
     Args:
-        path: not gzipped, for it is read at any place.
+        path: plain or gzipped; what is gzipped is unpacked into a temporary file, since it is read
+            at any place.
 
     Attributes:
         places: (offset, bytes) of each value by key, in the order of the file.
@@ -33,21 +39,26 @@ class JsonTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            packed = path.with_name(path.name + ".gz").is_file()
-            raise DataError(f"{path}: no such file" + ("; unpack it with `gunzip`" * packed))
+            raise DataError(f"{path}: no such file")
+        self._file: IO[bytes] = open(path, "rb")  # noqa: SIM115 -- stays open
+        if self._file.read(2) == GZIP:
+            self._file.close()
+            self._file = _unpacked(path)
         self.places: dict[str, tuple[int, int]] = {}
-        with open(path, "rb") as file:
-            for key, offset, size in _pairs(_Scanner(path, file)):
-                if key in self.places:
-                    raise DataError(f"{path}: {key!r} is there twice, at bytes "
-                                    f"{self.places[key][0]} and {offset}")  # fmt: skip
-                self.places[key] = offset, size
+        for key, offset, size in _pairs(_Scanner(path, self._file)):
+            if key in self.places:
+                raise DataError(f"{path}: {key!r} is there twice, at bytes "
+                                f"{self.places[key][0]} and {offset}")  # fmt: skip
+            self.places[key] = offset, size
+
+    def __del__(self) -> None:
+        if opened := self.__dict__.get("_file"):
+            opened.close()
 
     def __getitem__(self, key: str) -> Any:
         offset, size = self.places[key]
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            raw = file.read(size)
+        self._file.seek(offset)
+        raw = self._file.read(size)
         try:
             return json.loads(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -55,6 +66,19 @@ class JsonTable:
                 f"{self.path}: {key}: not UTF-8 at byte {offset + error.start}; convert the file "
                 "with `iconv -t utf-8`", kind="not_utf8",
             ) from error  # fmt: skip
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """Return a temporary file, gone when it is closed, with what the gzipped one holds."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 -- stays open
+    try:
+        with gzip.open(path, "rb") as packed:
+            shutil.copyfileobj(packed, file, CHUNK)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        file.close()
+        what = "the file is cut off" if isinstance(error, EOFError) else f"damaged ({error})"
+        raise DataError(f"{path}: {what}; get it again") from error
+    return file
 
 
 def _pairs(scanner: _Scanner) -> Iterator[tuple[str, int, int]]:
@@ -82,6 +106,7 @@ class _Scanner:
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file = path, file
         self.text, self.at, self.done = "", 0, False
+        file.seek(0)
         self.start = len(BOM) if file.read(len(BOM)) == BOM else 0  # place of text[0] in the file
         file.seek(self.start)
 

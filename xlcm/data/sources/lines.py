@@ -13,10 +13,10 @@ from xlcm.data.sources.base import Need, Plan, Skipped, add_common, run_import
 from xlcm.data.sources.coco_json import File, read_file
 from xlcm.data.sources.columns import check_lang
 from xlcm.data.sources.folder import ENDINGS
+from xlcm.data.sources.image_paths import VIDEOS
 from xlcm.data.sources.text_lines import find, read_lines
 from xlcm.types import Caption, Item
 
-VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 BLANK = "blank lines at the end of a file"
 
 

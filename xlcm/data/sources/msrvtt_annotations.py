@@ -10,6 +10,7 @@ from typing import Any
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Skipped
+from xlcm.data.sources.image_paths import ANY_VIDEO
 from xlcm.data.sources.tagged_files import read_sentences, read_split_ids
 from xlcm.data.sources.text_lines import find, read_json
 from xlcm.types import Caption, Item
@@ -161,7 +162,7 @@ class Annotations:
                 else:
                     captions = []
                     self.skipped.add(where)
-            yield Item(clip, split, tuple(captions), video=f"{clip}.mp4", where=where)
+            yield Item(clip, split, tuple(captions), video=clip + ANY_VIDEO, where=where)
 
 
 def read_test(path: Path) -> dict[str, tuple[str, str]]:

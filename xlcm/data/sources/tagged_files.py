@@ -9,7 +9,14 @@ from pathlib import Path
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Skipped
-from xlcm.data.sources.text_lines import find, find_all, iter_lines, tagged_line
+from xlcm.data.sources.image_paths import ANY_VIDEO
+from xlcm.data.sources.text_lines import (
+    find,
+    find_all,
+    iter_lines,
+    tagged_line,
+    without_ending,
+)
 from xlcm.types import Caption, Item, Origin
 
 
@@ -101,7 +108,7 @@ def join(
         files: of the split, each behind the one that it was made from.
         skipped: told of empty lines, and of what has no partner.
         engine: the machine of all translations.
-        videos: whether the items are videos (`<id>.mp4`), else pictures (`<id>.jpg`).
+        videos: whether the items are videos (`<id>.mp4` and the like), else pictures (`<id>.jpg`).
         skip_unpaired: leave out translations without a source and say how many sources have no
             translation, instead of refusing them.
 
@@ -141,7 +148,7 @@ def join(
                     Caption(name, file.lang, text, file.origin, names.get((file.of, n)),
                             engine if file.origin != "human" else None)
                 )  # fmt: skip
-        image, video = (None, f"{identity}.mp4") if videos else (f"{identity}.jpg", None)
+        image, video = (None, identity + ANY_VIDEO) if videos else (f"{identity}.jpg", None)
         yield Item(identity, files[0].split, tuple(captions), image, video, where=where)
 
 
@@ -188,7 +195,7 @@ def read_split_ids(path: str | Path) -> list[str]:
         names = [identity for _, identity, _ in read_sentences(path, sentence=False)]
     else:
         names = [line.split()[0].partition("#")[0] for _, line in iter_lines(path) if line.strip()]
-    ids = list(dict.fromkeys(n.removesuffix(".mp4").removesuffix(".jpg") for n in names if n))
+    ids = list(dict.fromkeys(without_ending(n) for n in names if n))
     if not ids:
         raise DataError(f"{path}: it lists no ids")
     return ids

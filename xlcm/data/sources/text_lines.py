@@ -21,8 +21,8 @@ from xlcm.data.manifest import BOM, DataError
 from xlcm.registry import nearest
 
 GZIP = b"\x1f\x8b"
-_TAGGED = re.compile(r"(?P<id>[^#\s]+?)(?:\.(?:jpe?g|png|mp4|avi|webm))?"
-                     r"#(?:(?P<tag>[^#\s]+)#)?(?P<n>\d+)[ \t]+(?P<text>.*)", re.S)  # fmt: skip
+_TAGGED = re.compile(r"(?P<id>[^#\s]+)#(?:(?P<tag>[^#\s]+)#)?(?P<n>\d+)[ \t]+(?P<text>.*)", re.S)
+_ENDING = re.compile(r"(?<=.)\.(?:jpe?g|png|mp4|webm|mkv|avi|mov)$", re.I)
 
 
 def find(root: str | Path, path: str) -> Path:
@@ -159,7 +159,12 @@ def tagged_line(line: str, where: str = "") -> tuple[str, str, int, str]:
     match = _TAGGED.fullmatch(line) or _TAGGED.fullmatch(line + " ")
     if match is None:
         raise DataError(f"{where}: expected `<id>#<tag>#<n> <text>`, got {line[:60]!r}")
-    return match["id"], match["tag"] or "", int(match["n"]), match["text"].strip()
+    return without_ending(match["id"]), match["tag"] or "", int(match["n"]), match["text"].strip()
+
+
+def without_ending(name: str) -> str:
+    """Return a file's name without .jpg, .mp4 and the like, in capitals or not."""
+    return _ENDING.sub("", name)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
+from xlcm.data.sources.image_paths import ANY_VIDEO
 from xlcm.data.sources.nrccr import add_request, nrccr_plan, request_of
 from xlcm.data.sources.tagged_files import read_split_ids, youtube_key
 from xlcm.data.sources.text_lines import find_all, read_json
@@ -134,7 +135,7 @@ def read_part(path: Path, split: str, langs: list[str], skipped: Skipped) -> Ite
             raise DataError(f"{where}: {identity!r} is also clip {seen[identity]}")
         seen[identity] = position
         captions = tuple(_captions(row, identity, langs, f"{where} ({identity})", skipped))
-        yield Item(identity, split, captions, video=f"{identity}.mp4", where=where)
+        yield Item(identity, split, captions, video=identity + ANY_VIDEO, where=where)
 
 
 def _captions(

@@ -21,6 +21,7 @@ from typing import Any
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
 from xlcm.data.sources.c2kd import DENOMINATOR, add_options, converted
+from xlcm.data.sources.image_paths import ANY_VIDEO
 from xlcm.data.sources.tagged_files import youtube_key
 from xlcm.data.sources.text_lines import find_all, read_json
 from xlcm.types import Caption, Item
@@ -112,8 +113,9 @@ def read_database(path: Path, skipped: Skipped) -> Iterator[Item]:
                 skipped.add(f"{where}: segment {n}")
             captions = (Caption(f"{identity}#en.0", "en", text),) if text else ()
             yield Item(
-                identity, split, captions, video=f"{video}.mp4", where=f"{where}: segment {n}"
-            )
+                identity, split, captions, video=video + ANY_VIDEO, segment=(start, end),
+                where=f"{where}: segment {n}",
+            )  # fmt: skip
 
 
 def _segment(found: Any, where: str) -> tuple[float, float, str]:
@@ -122,4 +124,6 @@ def _segment(found: Any, where: str) -> tuple[float, float, str]:
     pair = isinstance(times, list) and [type(t) in (int, float) for t in times] == [True, True]
     if not pair or not isinstance(times, list) or not isinstance(text, str):
         raise DataError(f"{where}: expected 'segment': [start, end] and 'sentence'")
+    if not 0 <= times[0] < times[1]:
+        raise DataError(f"{where}: it begins at {times[0]:g} s and ends at {times[1]:g} s")
     return times[0], times[1], text.strip()
