@@ -57,7 +57,7 @@ def test_missing_files_stop_the_import_before_anything_is_read(load, tmp_path, c
     assert "Write to them." in message
     assert "Ask them." in message
     shown = capsys.readouterr().out
-    for state in ("MISSING", "b-1.txt.gz", "not there, not required"):
+    for state in ("MISSING", "b-1.txt.gz", "MISSING, not read"):
         assert state in shown
     assert not load.out.parent.exists()
 
@@ -298,6 +298,35 @@ def test_without_a_folder_paths_are_taken_off_and_that_is_said(load):
     _, items, report = load(plan(ITEMS))
     assert [i.image for i in items] == [None] * 3
     assert report["notes"][0].startswith("no --images: 3 items have no path to a picture")
+
+
+def test_a_video_may_have_any_usual_ending_and_only_one(load, pictures, capsys):
+    made = [item(n, video=f"{n}.*") for n in ("v", "w", "x")]
+    for name in ("w.WebM", "x.mov", "x.jpg"):
+        (pictures / "p" / name).write_bytes(b"x")
+    words = ("--videos", str(pictures / "p"))
+    _, items, _ = load(plan(made), *words)
+    assert [i.video for i in items] == ["../p/v.mp4", "../p/w.WebM", "../p/x.mov"]
+    (pictures / "p" / "w.avi").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"w\.WebM and w\.avi are both there: which one"):
+        load(plan(made), *words)
+    (pictures / "p" / "w.avi").unlink()
+    (pictures / "p" / "x.mov").unlink()
+    with pytest.raises(DataError, match=r"1 videos are not there, such as x\.mp4 \(or \.webm"):
+        load(plan(made), *words)
+    _, items, _ = load(plan(made), *words, "--missing-images", "keep")
+    assert items[2].video == "../p/x.mp4"
+
+
+def test_a_published_file_that_is_not_there_is_told_and_the_rest_is_read(load, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("x")
+    needs = (Need("a.txt", "the list"), Need("b.txt", "more captions", required=False))
+    _, items, report = load(replace(plan(ITEMS), needs=needs))
+    assert len(items) == 3
+    assert report["missing"] == [{"path": "b.txt", "what": "more captions"}]
+    said = capsys.readouterr().out
+    assert "MISSING: 1 published files are not there" in said
+    assert "b.txt. Get them by hand: Write to them." in " ".join(said.split())
 
 
 def test_absolute_paths_and_videos_are_kept(load, pictures):

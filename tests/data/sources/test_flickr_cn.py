@@ -126,12 +126,18 @@ def test_flickr30k_links_to_english_only_where_numbers_say_so(thirty, tmp_path):
     assert items["1"].captions[1] == Caption("1#zh.1", "zh", "cna")
 
 
-def test_flickr30k_takes_the_splits_that_are_there(thirty):
+def test_flickr30k_tells_a_split_that_is_not_there_and_takes_the_others(thirty, capsys):
     (thirty / "train.txt").unlink()
     packed(thirty / "val.txt")
     code, items = load(flickr30k_cn, thirty)
-    assert code == 0
+    assert code == 1, "not as published"
     assert list(items) == ["3", "4"]
+    assert report(thirty)["missing"] == [{"path": "train.txt", "what": "Chinese captions of train"}]
+    assert "MISSING: 1 published files" in capsys.readouterr().out
+    assert load(flickr30k_cn, thirty, "--splits", "val", "test")[0] == 0
+    assert report(thirty)["missing"] == []
+    with pytest.raises(DataError, match=r"mine\.txt: Chinese captions of train\nGet it by hand"):
+        load(flickr30k_cn, thirty, "--train", "mine.txt")
     with pytest.raises(DataError, match=r"train\.txt: Chinese captions of train\nGet it by hand"):
         load(flickr30k_cn, thirty, "--splits", "train")
 
@@ -248,7 +254,8 @@ def test_the_real_flickr30k_test_pictures_are_training_pictures_of_multi30k(shar
     add = argparse.ArgumentParser()
     flickr30k_cn.add_arguments(add)
     out = tmp_path / "cn.jsonl"
-    options = ["--root", str(folder / "flickr30k_cn"), "--out", str(out), "--against", str(other)]
+    options = ["--root", str(folder / "flickr30k_cn"), "--out", str(out), "--against", str(other),
+               "--splits", "val", "test"]  # fmt: skip
     assert flickr30k_cn.run(add.parse_args(options)) == 0
     told = json.loads(Path(f"{out}.report.json").read_text(encoding="utf-8"))
     assert told["as_published"]

@@ -49,7 +49,8 @@ def test_a_pickle_becomes_lines_and_arrays_that_can_be_imported(tmp_path, protoc
     source = pickled(tmp_path / "x.pkl", [MSRVTT], protocol)
     out = tmp_path / "converted"
     script().convert(source, out, "train")
-    assert command("c2kd", out, "--dataset", "msrvtt", "--engine", "e") == 0
+    assert command("c2kd", out, "--dataset", "msrvtt", "--engine", "e") == 1  # no test
+    assert [row["path"] for row in told(out)["missing"]] == ["test.jsonl"]
     captions = items(out)["video7"].captions
     assert [(c.id, c.text, c.origin, c.of, c.engine) for c in captions] == [
         ("video7#en.0", "A.", "human", None, None), ("video7#en.1", "B.", "human", None, None),

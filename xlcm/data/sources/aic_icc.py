@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
-from xlcm.data.sources.text_lines import read_json
+from xlcm.data.sources.text_lines import find, read_json
 from xlcm.types import Caption, Item
 
 FILES = {
@@ -57,7 +57,7 @@ def plan(root: str | Path, *, test_images: int = TEST, flat: bool = False) -> Pl
     def items() -> Iterator[Item]:
         for split, name in FILES.items():
             yield from read_annotations(
-                Path(root) / name,
+                find(root, name),
                 split,
                 folder="" if flat else f"{FOLDERS[split]}/",
                 test_images=test_images if split == "val" else 0,

@@ -26,7 +26,8 @@ class Need:
     Args:
         path: from the root, plain or gzipped; may be a glob, or absolute.
         what: for people, such as "captions of the training images, English".
-        required: whether the import can't do without it.
+        required: whether the import can't do without it. A published file that is not, and is
+            not there, is told as missing and the rest is read.
     """
 
     path: str
@@ -140,9 +141,9 @@ def run_import(plan: Plan, args: argparse.Namespace) -> int:
     """
     from xlcm.data.sources.report import Report, overlaps
 
-    check_needs(plan, args.root)
+    lacking = check_needs(plan, args.root)
     against = overlaps(plan, args.against)  # read first: a wrong path should not cost an hour
-    report, told = Report(plan), Path(f"{args.out}.report.json")
+    report, told = Report(plan, lacking), Path(f"{args.out}.report.json")
     more = getattr(args, "more_images", ())
     pictures = Pictures(args.images, args.out, args.missing_images, more=more)
     with ManifestWriter(args.out) as writer:
@@ -176,8 +177,8 @@ def _write(writer: ManifestWriter, item: Item) -> None:
 # -- files --------------------------------------------------------------------------------------
 
 
-def check_needs(plan: Plan, root: str | Path) -> None:
-    """Print what is there and what is not.
+def check_needs(plan: Plan, root: str | Path) -> list[Need]:
+    """Print what is there and what is not; return what is not and may be.
 
     Raises:
         DataError: if something required is missing: what, where to get it, the terms.
@@ -186,13 +187,15 @@ def check_needs(plan: Plan, root: str | Path) -> None:
 
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder. {_by_hand(plan)}")
-    rows, missing = [], []
+    rows: list[list[str]] = []
+    missing: list[Need] = []
+    lacking: list[Need] = []
     for need in plan.needs:
         found = find_all(root, need.path)
         state = f"{len(found):,} found" if len(found) > 1 else "found"
         if not found:
-            state = "MISSING" if need.required else "not there, not required"
-            missing += [need] if need.required else []
+            state = "MISSING" if need.required else "MISSING, not read"
+            (missing if need.required else lacking).append(need)
         shown = str(found[0]) if len(found) == 1 else str(Path(root) / need.path)
         rows.append([need.what, os.path.relpath(shown, root), state])
     if rows:
@@ -201,6 +204,7 @@ def check_needs(plan: Plan, root: str | Path) -> None:
         paths = "\n".join(f"  {Path(root) / need.path}: {need.what}" for need in missing)
         raise DataError(f"{plan.title}: {len(missing)} of {len(plan.needs)} files are missing:\n"
                         f"{paths}\n{_by_hand(plan)}")  # fmt: skip
+    return lacking
 
 
 def _by_hand(plan: Plan) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
+from xlcm.data.sources.image_paths import ANY_VIDEO
 from xlcm.data.sources.tagged_files import youtube_key
 from xlcm.data.sources.text_lines import find_all, read_jsonl
 from xlcm.types import Caption, Item, Origin
@@ -36,11 +37,13 @@ class Known:
     """What is known of one data set in this packing.
 
     Args:
+        test: the split that is measured on.
         human: languages that people wrote; others are machine translations of English.
         expected: published counts by split.
         notes: traps.
     """
 
+    test: str = "test"
     human: tuple[str, ...] = ("en",)
     expected: Mapping[str, Expected] | None = None
     notes: tuple[str, ...] = ()
@@ -49,6 +52,10 @@ class Known:
 DENOMINATOR = (
     "recalls are shares of the official 3,350 clips, also where fewer can be had: set "
     "`official_queries: 3350` when you evaluate."
+)
+CLIPS = (
+    "--videos: a clip is a file `<id>.mp4`; whole videos are not taken, as these files don't say "
+    "when a clip begins and ends. The owners' annotations do: --root with youcookii_annotations*."
 )
 GAPS = (
     "not every video has every language. Here a gap is a gap and its language has one query fewer; "
@@ -64,7 +71,7 @@ KNOWN = {
         human=("en", "zh"), notes=("one caption a clip in test: not the VATEX of NRCCR, with ten.",)
     ),
     "youcook2": Known(
-        expected={"val": Expected(3_350), "test": Expected(3_350)}, notes=(DENOMINATOR,)
+        test="val", expected={"val": Expected(3_350)}, notes=(DENOMINATOR, CLIPS)
     ),
     "rudder": Known(human=("en", "hi", "mr", "kn", "ta", "te", "ml"), notes=(GAPS,)),
 }  # fmt: skip
@@ -124,12 +131,15 @@ def converted(
             yield from read_rows(path, split, written, args.langs, args.engine, skipped)
 
     needs = [Need(path.name, f"captions of {split}") for split, path in splits.items()]
-    expected = {s: n for s, n in (known.expected or {}).items() if s in splits}
+    needs += [
+        Need(f"{split}.jsonl", f"captions of {split}, converted", required=False)
+        for split in ("train", known.test) if splits and split not in splits
+    ]  # fmt: skip
     key: Callable[[Item], str] = _rudder_key if dataset == "rudder" else picture_key
     return Plan(
         name=name, title=f"{dataset} in C2KD's files, converted", get=GET, terms=TERMS, cite=CITE,
         needs=tuple(needs) or (Need("*.jsonl", "converted files, one a split"),), items=items,
-        expected=expected, key=key, notes=(*known.notes, ONE), skipped=skipped,
+        expected=known.expected or {}, key=key, notes=(*known.notes, ONE), skipped=skipped,
     )  # fmt: skip
 
 
@@ -208,8 +218,7 @@ def read_rows(
                             text.strip(), origin, f"{identity}#en.{n}" if made else None,
                             engine if origin == "mt" else None)
                 )  # fmt: skip
-        yield Item(identity, split, tuple(captions), video=f"{identity.partition('@')[0]}.mp4",
-                   where=where)  # fmt: skip
+        yield Item(identity, split, tuple(captions), video=identity + ANY_VIDEO, where=where)
 
 
 def _texts(found: Any, where: str) -> dict[str, list[str]]:

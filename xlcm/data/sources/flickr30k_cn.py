@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `xlcm data import flickr30k-cn`."""
     add_common(parser)
     parser.add_argument("--splits", nargs="+", choices=list(IMAGES), metavar="SPLIT",
-                        help="of train, val, test (default: those that are there)")  # fmt: skip
+                        help="of train, val, test (default: all; one that is not there "
+                        "is told as missing)")  # fmt: skip
     for split in IMAGES:
         parser.add_argument(f"--{split}", default=f"{split}.txt", metavar="FILE",
                             help=f"captions of {split} (default: {split}.txt)")  # fmt: skip
@@ -56,11 +57,16 @@ def plan(args: argparse.Namespace) -> Plan:
     if args.cna:
         files["train"] = str(Path(args.cna).absolute())
     there = [split for split, file in files.items() if find_all(args.root, file)]
-    splits = [split for split in IMAGES if split in (args.splits or there or IMAGES)]
+    asked = [split for split in IMAGES if split in (args.splits or IMAGES)]
+    named = [split for split, file in files.items() if file != f"{split}.txt"]  # by the user
+    splits = [s for s in asked if args.splits or s in there or s in named or not there]
     kinds = {**KINDS, "train": BY_PEOPLE} if args.cna else KINDS
     if not args.english:
         kinds = {split: replace(kind, of=None) for split, kind in kinds.items()}
-    needs = [Need(files[split], f"Chinese captions of {split}") for split in splits]
+    needs = [
+        Need(files[split], f"Chinese captions of {split}", required=split in splits)
+        for split in asked
+    ]
     english = str(Path(args.english).absolute()) if args.english else None
     needs += [Need(english, "English captions of all pictures")] if english else []
     skipped = Skipped()
@@ -97,7 +103,7 @@ def plan(args: argparse.Namespace) -> Plan:
         terms="non-commercial research only; pictures under Flickr's terms.",
         cite="Lan et al. 2017, https://doi.org/10.1145/3123266.3123366",
         needs=tuple(needs), items=items, key=picture_key, notes=NOTES, skipped=skipped,
-        expected={split: _expected(split, kinds[split], args) for split in splits},
+        expected={split: _expected(split, kinds[split], args) for split in asked},
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from xlcm.data.aside import aside, remove_left
 from xlcm.data.manifest import DataError, lines, read_manifest
-from xlcm.data.sources.base import Expected, Plan
+from xlcm.data.sources.base import Expected, Need, Plan
 from xlcm.data.sources.image_paths import SHOWN
 from xlcm.data.tables import say, table
 from xlcm.types import Item
@@ -71,10 +71,12 @@ class Report:
 
     Args:
         plan: with the published counts.
+        lacking: published files that are not there.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, lacking: Sequence[Need] = ()) -> None:
         self.plan = plan
+        self.lacking = lacking
         self.items: Counter[str] = Counter()  # read, by split
         self.captions: Counter[tuple[str, str, str]] = Counter()  # split, lang, origin
         self.bare: Counter[str] = Counter()  # items without captions
@@ -185,6 +187,11 @@ class Report:
             for split, what, n, told in self.rows
         ]  # fmt: skip
         table(self.plan.title, ["split", "what", "read", "published", ""], shown)
+        if self.lacking:
+            named = ", ".join(need.path for need in self.lacking[:SHOWN])
+            more = f" and {n:,} more" if (n := len(self.lacking) - SHOWN) > 0 else ""
+            say(f"MISSING: {len(self.lacking):,} published files are not there, and nothing of "
+                f"them was read: {named}{more}. Get them by hand: {self.plan.get}")  # fmt: skip
         for why, n in self.plan.skipped.counts.items():
             say(f"{n:,} {why} were left out: {', '.join(self.plan.skipped.places[why])}")
         for split, n in self.bare.items():
@@ -219,6 +226,8 @@ class Report:
         return {
             "source": plan.name, "title": plan.title, "as_published": self.good,
             "splits": splits, "leaks": self.leaks, "against": self.against,
+            "missing": [{"path": need.path, "what": need.what} for need in self.lacking],
+            "get": plan.get,
             "left_out": {
                 why: {"count": n, "first": plan.skipped.places[why]}
                 for why, n in plan.skipped.counts.items()
