@@ -46,6 +46,21 @@ def caption(**changes) -> bytes:
     return line(captions=[{k: v for k, v in row.items() if v is not ...}])
 
 
+def test_a_manifest_that_is_cut_anywhere_is_said_to_be_cut_off(tmp_path):
+    path = tmp_path / "m.jsonl"
+    data = caption(text="Hünde") + b"\n" + line()
+    for size in range(1, len(data)):
+        path.write_bytes(data[:size])
+        inside = size - len(caption(text="Hünde"))
+        if inside in (0, 1):
+            assert len(list(read_manifest(path))) == 1
+            continue
+        with pytest.raises(
+            DataError, match=rf"m\.jsonl:{1 + (inside > 0)}: not JSON: .* is cut off"
+        ):
+            list(read_manifest(path))
+
+
 def test_what_the_writer_writes_the_reader_reads(tmp_path):
     several = (Caption("3#0", "en", "Dogs", relevant=("0", "2")),)
     items = [item(0), item(1, "val", image=None, video="v.mp4"), item(2, features="k", captions=())]

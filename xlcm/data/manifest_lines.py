@@ -12,6 +12,7 @@ from dataclasses import fields
 from math import isfinite
 from typing import Any, NoReturn
 
+from xlcm.data.json_faults import told
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
@@ -124,7 +125,7 @@ def _row(raw: bytes, where: str) -> Any:
         _fail(where, f"not UTF-8 at byte {error.start} of the line (0x{raw[error.start]:02x}); "
               "convert the file, for example with `iconv -t utf-8`", "not_utf8")  # fmt: skip
     except json.JSONDecodeError as error:
-        _fail(where, f"not JSON: {error.msg} at column {error.colno}")
+        _fail(where, told(error))
     except ValueError as error:  # a number of too many digits
         _fail(where, f"not JSON: {error}")
     except RecursionError:

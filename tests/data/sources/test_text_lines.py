@@ -1,4 +1,5 @@
 import gzip
+import json
 
 import pytest
 from faults import bad_encoding, bom, crlf, packed, truncated
@@ -105,7 +106,7 @@ def test_json_faults_are_named_with_the_line(tmp_path):
     with pytest.raises(DataError, match=r"a\.json:2: not JSON"):
         read_json(path)
     path.write_text('{"a":\n [1, 2')
-    with pytest.raises(DataError, match=r"a\.json:2: not JSON: .*; the file is cut off"):
+    with pytest.raises(DataError, match=r"a\.json:2: not JSON: .* at column 7; it is cut off here"):
         read_json(path)
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
     assert read_json(path) == {"a": 1}
@@ -115,6 +116,53 @@ def test_json_faults_are_named_with_the_line(tmp_path):
     path.write_text("1" * 5_000)
     with pytest.raises(DataError, match=r"a\.json: not JSON: .*digits"):
         read_json(path)
+
+
+CUTTABLE = {
+    "words \u00e4\u6587\U0001f415": ['back\\\\slash "quoted"', True, False, None, float("nan")],
+    "numbers": [-1.5e-10, 12.25, 0, -7, 1e300, {"inner": [[], {}]}, float("-inf")],
+}
+
+
+@pytest.mark.parametrize("pack", [lambda data: b"\xef\xbb\xbf" + data, gzip.compress])
+@pytest.mark.parametrize("ascii", [False, True])
+def test_json_that_is_cut_anywhere_is_said_to_be_cut_off(tmp_path, pack, ascii):
+    path = tmp_path / ("a.json.gz" if pack is gzip.compress else "a.json")
+    text = json.dumps(CUTTABLE, ensure_ascii=ascii, indent=1)
+    data = pack(text.encode())
+    place = r"a\.json\.gz: the file is" if pack is gzip.compress else r"a\.json:\d+: not .* is"
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        with pytest.raises(DataError, match=f"{place} cut off"):
+            read_json(path)
+    path.write_bytes(data)
+    assert json.dumps(read_json(path), ensure_ascii=ascii, indent=1) == text
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(("end", "ascii"), [(b"\n", False), (b"\r\n", True)])
+def test_json_lines_that_are_cut_anywhere_are_said_to_be_cut_off(tmp_path, pack, end, ascii):
+    path = tmp_path / "a.jsonl.gz"
+    line = json.dumps(CUTTABLE, ensure_ascii=ascii).encode()
+    data = pack((line + end) * 2)
+    for size in range(len(data)):
+        path.write_bytes(data[:size] if size or pack is gzip.compress else line[:9])
+        whole, inside = divmod(size, len(line + end))
+        if pack is bytes and size and (not inside or inside >= len(line)):  # between two lines
+            assert len(list(read_jsonl(path))) == whole + (inside >= len(line))
+            continue
+        place = rf"a\.jsonl\.gz:{whole + 1}: not .* is" if pack is bytes else "gz: the file is"
+        with pytest.raises(DataError, match=f"{place} cut off"):
+            list(read_jsonl(path))
+
+
+def test_json_that_is_wrong_before_its_end_is_not_said_to_be_cut_off(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for fault in ('{"a": [1, 2,]}', '{"a": tru}', '{"a": 1.}', '{"a": "\\x"}', '{"a" 1}', "{} {"):
+        path.write_text(fault)
+        for read in (read_json, lambda file: list(read_jsonl(file))):
+            with pytest.raises(DataError, match=r"a\.jsonl:1: not JSON: .* at column \d+$"):
+                read(path)
 
 
 def test_json_lines_are_numbered_and_faults_named(tmp_path):

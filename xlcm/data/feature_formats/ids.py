@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xlcm.data.json_faults import told
 from xlcm.data.manifest import DataError
 
 _NRCCR = re.compile(r"(train|val|test(?:_\d{4})?)(?![a-z])")
@@ -59,7 +60,9 @@ def read_ids(file: Path) -> list[str]:
     if file.suffix == ".json":
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{error.lineno}: {told(error)}") from error
+        except ValueError as error:  # a number of too many digits
             raise DataError(f"{file}: not JSON: {error}") from error
         if not isinstance(found, list):
             raise DataError(f"{file}: ids must be a JSON list of names")

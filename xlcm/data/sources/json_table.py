@@ -140,7 +140,9 @@ class _Scanner:
                     self._fail(f"not JSON, or cut off: {error}", self.at)
             else:
                 # a number at the end of what was read may go on
-                if self.text[end : end + 1] in _BEHIND or self.done:
+                if (mark := self.text[end : end + 1]) in _BEHIND or self.done:
+                    if mark and mark not in _BEHIND:  # such as the point of `1.`
+                        self._fail("not JSON, or cut off", end)
                     place = self.start + self.at, end - self.at
                     self.at = end
                     return value, *place

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from xlcm.data.json_faults import told
 from xlcm.data.manifest import BOM, DataError
 from xlcm.registry import nearest
 
@@ -66,13 +67,18 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         DataError: if there is no such file, or it is damaged or cut off.
     """
+    for number, raw in _with_ends(path):
+        yield number, raw.rstrip(b"\n").removesuffix(b"\r")
+
+
+def _with_ends(path: str | Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with _open(path) as file:
             for number, raw in enumerate(file, 1):
                 if number == 1 and raw.startswith(BOM):
                     raw = raw[len(BOM) :]
-                yield number, raw.rstrip(b"\n").removesuffix(b"\r")
+                yield number, raw
     except EOFError as error:
         raise DataError(
             f"{path}: the file is cut off, {number:,} lines could be read; get it again"
@@ -91,14 +97,17 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: as `raw_lines`, and for a line that is not UTF-8.
     """
-    for number, raw in raw_lines(path):
+    for number, raw in _with_ends(path):
         try:
-            yield number, raw.decode("utf-8")
+            yield number, raw.decode("utf-8").rstrip("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
+            # of a line that ends, the line feed would be what is wrong
+            cut = error.reason == "unexpected end of data"
             raise DataError(
                 f"{path}:{number}: not UTF-8 at byte {error.start} of the line "
-                f"(0x{raw[error.start]:02x}); convert the file, for example with "
-                f"`iconv -f {_guess(raw)} -t utf-8`",
+                f"(0x{raw[error.start]:02x}); "
+                + ("the file is cut off within a character, get it again; or " if cut else "")
+                + f"convert the file, for example with `iconv -f {_guess(raw)} -t utf-8`",
                 kind="not_utf8",
             ) from error
 
@@ -118,8 +127,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cut = "; the file is cut off, get it again" if error.pos >= len(text.rstrip()) else ""
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}{cut}") from error
+        raise DataError(f"{path}:{error.lineno}: {told(error)}") from error
     except ValueError as error:  # a number of too many digits
         raise DataError(f"{path}: not JSON: {error}") from error
     except RecursionError as error:
@@ -137,7 +145,9 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # or a number of too many digits
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: {told(error)}") from error
+        except (ValueError, RecursionError) as error:  # a number of too many digits
             raise DataError(f"{path}:{number}: not JSON: {error}") from error
         if type(row) is not dict:
             raise DataError(f"{path}:{number}: expected an object {{...}}, got {line[:60]}")
@@ -170,8 +180,10 @@ def without_ending(name: str) -> str:
 @contextmanager
 def _open(path: str | Path) -> Iterator[IO[bytes]]:
     with open(path, "rb") as start:
-        packed = start.read(2) == GZIP
-    if packed:
+        first = start.read(2)
+        if first == GZIP[:1] or (not first and str(path).endswith(".gz")):
+            raise EOFError
+    if first == GZIP:
         with gzip.open(path, "rb") as unpacked:
             yield io.BufferedReader(unpacked, 1 << 20)  # type: ignore[type-var]
     else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xlcm.data.json_faults import told
 from xlcm.data.manifest import DataError
 from xlcm.data.sources import crossmodal3600
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
@@ -241,7 +242,7 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             kind="not_utf8",
         ) from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not JSON: {error}") from error
+        raise DataError(f"{path}:{number}: {told(error)}") from error
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
