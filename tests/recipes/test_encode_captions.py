@@ -1,6 +1,7 @@
 """recipes/encode.py on captions: the text tower's own features, by caption id."""
 
 import json
+import threading
 
 import pytest
 import tiny
@@ -117,6 +118,38 @@ def test_the_text_tower_of_a_saved_model_encodes_captions(tiny_data, tmp_path):
     assert store.encoder["weights"].startswith("sha256:")
 
 
+@pytest.mark.parametrize("budget", [None, 40])
+def test_captions_are_batched_and_tokenised_as_encode_text_does_it(
+    tiny_data, tmp_path, monkeypatch, budget
+):
+    torch.manual_seed(3)
+    model = DualEncoder.from_config(tiny.tree(tiny_data, tmp_path)["model"])
+    model.save_pretrained(tmp_path / "model")
+    tower, tokenizer = type(model.text), type(model.text.tokenizer)
+    forward, tokenise, seen, told = tower.forward, tokenizer.__call__, [], []
+
+    def watched(self, text):
+        seen.append(text.ids.clone())
+        return forward(self, text)
+
+    def watched_tokens(self, texts, langs=()):
+        told.append((threading.current_thread() is threading.main_thread(), list(texts)))
+        return tokenise(self, texts, langs)
+
+    monkeypatch.setattr(tower, "forward", watched)
+    monkeypatch.setattr(tokenizer, "__call__", watched_tokens)
+    given = {"text": None, "model": str(tmp_path / "model"), "captions": True, "splits": ["train"],
+             "batch_size": None, "max_batch_tokens": budget}  # fmt: skip
+    assert encode(config(tiny_data, tmp_path, **given)) == 0
+    recipe, [(in_main_thread, texts)] = list(seen), told
+    assert len(texts) == 128
+    assert not in_main_thread, "nothing else can run while captions are tokenised"
+    seen.clear()
+    model.encode_text(texts, ["en", "de"] * 64, max_batch_tokens=budget)
+    assert len(recipe) == len(seen) > 1
+    assert all(torch.equal(one, other) for one, other in zip(recipe, seen))
+
+
 def test_half_precision_is_told_and_never_mixed_into_another_store(tiny_data, tmp_path):
     assert encode(config(tiny_data, tmp_path, splits=["val"], precision="bf16")) == 0
     store = FeatureStore(tmp_path / "store")
@@ -166,6 +199,8 @@ def test_bad_lines_and_captions_are_skipped_and_listed_if_so_wished(tiny_data, t
         ({"captions": True}, "`captions` goes with `model`"),
         ({"kind": "views", "views": 2}, "captions have neither `frames` nor `views`"),
         ({"frames": {"count": 2}}, "captions have neither `frames` nor `views`"),
+        ({"text": None, "max_batch_tokens": 9, "image": {"name": "timm", "backbone": "test_vit"}},
+         "`max_batch_tokens` goes with captions"),
         ({"manifest": None}, "`manifest` or by `data`, one of the two; neither is given"),
         ({"text": None, "langs": ["en"], "image": {"name": "timm", "backbone": "test_vit"}},
          "`langs` goes with captions"),

@@ -11,6 +11,8 @@ from xlcm.data.transforms import Augment
 from xlcm.data.video import FrameSampling
 from xlcm.registry import datasets, image_encoders, text_encoders
 
+PICTURES = 64  # at once, if no other number is given
+
 
 class EncodeConfig(Section):
     """What is encoded, with what, into which folder.
@@ -34,7 +36,10 @@ class EncodeConfig(Section):
         views: how many, the unchanged picture included.
         augment: how the copies are changed.
         seed: of the changes.
-        batch_size: pictures, frames or captions at once for each process.
+        batch_size: pictures or frames at once for each process, 64 if it is not given; captions at
+            most: they are batched by their tokens.
+        max_batch_tokens: of captions, tokens at once for each process, padding included; None:
+            1,024 on a CPU, 16,384 on a GPU.
         precision: what the towers compute in; `bf16` and `fp16` on a GPU, or a CPU that has
             instructions for it.
         compile: compile the tower first, by `torch.compile`.
@@ -59,7 +64,8 @@ class EncodeConfig(Section):
     views: Annotated[int, Field(gt=0)] = 1
     augment: Augment = Augment()
     seed: int = 0
-    batch_size: Annotated[int, Field(gt=0)] = 64
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    max_batch_tokens: Annotated[int, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     workers: Annotated[int, Field(ge=0)] = 2
@@ -73,9 +79,14 @@ class EncodeConfig(Section):
         return self.text is not None or self.captions
 
     @property
+    def pictures_at_once(self) -> int:
+        """Return how many pictures or frames a process encodes together."""
+        return self.batch_size or PICTURES
+
+    @property
     def items_at_once(self) -> int:
         """Return how many pictures or videos a process loads together."""
-        return max(1, self.batch_size // (1 if self.frames is None else self.frames.longest))
+        return max(1, self.pictures_at_once // (1 if self.frames is None else self.frames.longest))
 
     @model_validator(mode="after")
     def _captions_or_pictures(self) -> EncodeConfig:
@@ -85,6 +96,8 @@ class EncodeConfig(Section):
             raise ValueError("`captions` goes with `model`, whose text tower encodes them")
         if self.langs is not None and not self.of_captions:
             raise ValueError("`langs` goes with captions: give `text`, or `captions` and `model`")
+        if self.max_batch_tokens is not None and not self.of_captions:
+            raise ValueError("`max_batch_tokens` goes with captions; pictures have `batch_size`")
         if self.of_captions and (self.frames is not None or self.kind == "views"):
             raise ValueError("captions have neither `frames` nor `views`")
         if self.frames is not None and self.kind == "views":

@@ -249,7 +249,8 @@ class Filling:
     def _encode_frames(self, frames: Tensor) -> Tensor:
         """Return `(T, dim)`, or `(dim,)`, the mean, for the frames `(T, 3, H, W)` of one video."""
         parts = [
-            self._run(part).pooled.float().cpu() for part in frames.split(self.config.batch_size)
+            self._run(part).pooled.float().cpu()
+            for part in frames.split(self.config.pictures_at_once)
         ]
         rows = torch.cat(parts)
         return rows.mean(dim=0) if self.config.kind == "pooled" else rows

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -17,15 +16,17 @@ from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
-from xlcm.encoders.base import TextEncoder
+from xlcm.encoders.base import TextEncoder, masked
 from xlcm.models.encoding import bar
 from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.models.fill_store import open_model, weights_digest
+from xlcm.models.lengths import batches_for, tokenised
 from xlcm.models.precision import lowered
 from xlcm.registry import text_encoders
-from xlcm.types import Caption
+from xlcm.types import Caption, Encoded
 
-SORTED = 64  # batches a process whose captions are sorted by length together: less padding
+Share: TypeAlias = "tuple[list[str], list[Tensor], int]"
+"""Ids, rows, and how many captions were cut, of one batch of one process."""
 
 
 def open_text_tower(config: EncodeConfig) -> tuple[TextEncoder, dict[str, Any]]:
@@ -68,24 +69,24 @@ class TextFilling:
     skipped: list[Fault] = field(default_factory=list)
 
     def add(self, dataset: Dataset) -> None:
-        """Encode the captions that the store lacks; every process takes a share of each block.
+        """Encode the captions that the store lacks; every process takes a share of them.
 
         Raises:
             DataError: at a line that is no item, or if an id has two texts; where such are
                 skipped, if they are more than may be.
         """
-        todo = [caption for caption in self._captions(dataset) if caption.id not in self.writer]
+        new = {c.id: c for c in self._captions(dataset) if c.id not in self.writer}
+        todo = list(new.values())
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
         show = None if self.accelerator.is_main_process else False
         with bar(len(todo), f"{dataset.split} captions", show) as advance:
-            for block in self._blocks(todo, self.config.batch_size * world):
-                rows, cut = self._encode(block[mine::world])
-                for process, (found, lost) in enumerate(gather_object([(rows, cut)])):
-                    self.cut += lost
+            for shares in self._together(self._encoded(todo[mine::world])):
+                for ids, rows, cut in shares:
+                    self.cut += cut
                     if self.accelerator.is_main_process:
-                        for caption, row in zip(block[process::world], found):
-                            self.writer.add(caption.id, row)
-                advance(len(block))
+                        for key, row in zip(ids, rows):
+                            self.writer.add(key, row)
+                    advance(len(ids))
 
     def _captions(self, dataset: Dataset) -> Iterator[Caption]:
         skipped: list[Fault] = []
@@ -109,28 +110,35 @@ class TextFilling:
         stop_beyond(self.config, dataset, skipped)
         self.skipped += skipped
 
-    def _blocks(self, captions: list[Caption], size: int) -> Iterator[list[Caption]]:
-        captions = list({caption.id: caption for caption in captions}.values())
-        for start in range(0, len(captions), size * SORTED):
-            near = captions[start : start + size * SORTED]
-            near.sort(key=lambda caption: (-len(caption.text), caption.id))
-            yield from (near[i : i + size] for i in range(0, len(near), size))
+    def _together(self, mine: Iterator[Share]) -> Iterator[list[Share]]:
+        """Yield a batch of each process, until none has any."""
+        nothing: Share = ([], [], 0)
+        while True:
+            shares = gather_object([next(mine, nothing)])
+            if not any(ids for ids, *_ in shares):
+                return
+            yield shares
 
-    def _encode(self, captions: list[Caption]) -> tuple[list[Tensor], int]:
-        """Return `(width,)` or `(L, width)` of each caption, and how many were cut."""
-        if not captions:
-            return [], 0
-        text = self.encoder.tokenizer([c.text for c in captions], [c.lang for c in captions])
-        with lowered(self.accelerator.device, self.config.precision):
-            encoded = self.encoder(text.to(self.accelerator.device))
+    def _encoded(self, captions: list[Caption]) -> Iterator[Share]:
+        """Yield what `(width,)` or `(L, width)` the tower makes of captions, batch by batch."""
+        device, config = self.accelerator.device, self.config
+        texts, langs = [c.text for c in captions], [c.lang for c in captions]
+        for start, tokens in tokenised(self.encoder.tokenizer, texts, langs):
+            cut = tokens.cut
+            for numbers, batch in batches_for(
+                device, tokens, config.batch_size, config.max_batch_tokens
+            ):
+                with lowered(device, config.precision):
+                    rows = self._rows(self.encoder(batch))
+                yield [captions[start + number].id for number in numbers.tolist()], rows, cut
+                cut = 0  # told once
+
+    def _rows(self, encoded: Encoded) -> list[Tensor]:
         if self.config.kind == "pooled":
-            return list(encoded.pooled.float().cpu()), text.cut
+            return list(encoded.pooled.float().cpu())
         if encoded.tokens is None:
             raise ConfigError("kind: this text encoder has no tokens, take 'pooled'")
         tokens = encoded.tokens.float().cpu()
-        mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if encoded.mask is None \
-            else encoded.mask.bool().cpu()  # fmt: skip
+        mask = masked(tokens, None if encoded.mask is None else encoded.mask.cpu())
         # a caption without a token would be a row of nothing
-        return [
-            row[real] if bool(real.any()) else row[:1] for row, real in zip(tokens, mask)
-        ], text.cut
+        return [row[real] if bool(real.any()) else row[:1] for row, real in zip(tokens, mask)]

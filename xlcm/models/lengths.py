@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from xlcm.encoders.base import Tokenizer
 from xlcm.types import TextBatch
 
 CHUNK = 16_384  # texts that are tokenised and sorted at a time: bounds memory on millions
@@ -79,6 +80,48 @@ def _alike(lengths: list[int], most: int) -> int:
     return size
 
 
+def tokenised(
+    tokenizer: Tokenizer, texts: Sequence[str], langs: Sequence[str] = ()
+) -> Iterator[tuple[int, TextBatch]]:
+    """Yield (number of the first text, tokens) of one chunk of texts after the other.
+
+    While one is used, a thread tokenises the next; there are never more tokens in memory than
+    those of two chunks.
+
+    Args:
+        tokenizer: the tower's.
+        texts: any number.
+        langs: of each, or none.
+    """
+
+    def tokenise(start: int) -> TextBatch:
+        rows = slice(start, start + CHUNK)
+        return tokenizer(texts[rows], langs[rows])
+
+    starts = range(0, len(texts), CHUNK)
+    yield from zip(starts, ahead(tokenise, starts))
+
+
+def batches_for(
+    device: torch.device,
+    tokens: TextBatch,
+    batch_size: int | None = None,
+    budget: int | None = None,
+) -> Iterator[tuple[Tensor, TextBatch]]:
+    """Yield (row numbers, batch on the device) as `by_length` cuts them for such a device.
+
+    Args:
+        device: where the tower is.
+        tokens: any number of texts.
+        batch_size: texts at a time at most.
+        budget: see `token_budget`.
+    """
+    budget = token_budget(device, budget)
+    padding = CPU_PADDING if device.type == "cpu" else None
+    for rows, batch in by_length(tokens, batch_size, budget, padding):
+        yield rows, batch.to(device)
+
+
 def embed_texts(
     model: Any,
     texts: Sequence[str],
@@ -90,9 +133,6 @@ def embed_texts(
 ) -> tuple[Tensor, int]:
     """Return the vectors of texts in their order, `(n, width)` float32 on the CPU, and cut texts.
 
-    While the model works on one chunk of texts, a thread tokenises the next one; there are never
-    more tokens in memory than those of two chunks.
-
     Args:
         model: has `embed_text`, `text.tokenizer`, `width` and `device`; in evaluation mode.
         texts: any number.
@@ -101,22 +141,14 @@ def embed_texts(
         budget: see `token_budget`.
         advance: told how many are done.
     """
-    budget = token_budget(model.device, budget)
-    padding = CPU_PADDING if model.device.type == "cpu" else None
     out = torch.empty(len(texts), model.width)
     cut = 0
-
-    def tokenise(start: int) -> TextBatch:
-        rows = slice(start, start + CHUNK)
-        return model.text.tokenizer(texts[rows], langs[rows])
-
-    starts = range(0, len(texts), CHUNK)
-    for start, tokens in zip(starts, ahead(tokenise, starts)):
+    for start, tokens in tokenised(model.text.tokenizer, texts, langs):
         cut += tokens.cut
         numbers, found = [], []
-        for rows, batch in by_length(tokens, batch_size, budget, padding):
+        for rows, batch in batches_for(model.device, tokens, batch_size, budget):
             numbers.append(rows)
-            found.append(model.embed_text(batch.to(model.device)))
+            found.append(model.embed_text(batch))
             advance(len(rows))
         # one copy a chunk: waiting for a device after each batch would leave it idle
         out[start + torch.cat(numbers)] = torch.cat(found).float().cpu()
