@@ -25,6 +25,7 @@ from xlcm.data.convert_features import verified
 from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
+from xlcm.launched import patient
 from xlcm.models.encoding import inference
 from xlcm.models.fill_store import Filling, drawings, open_datasets, open_tower
 from xlcm.models.fill_texts import TextFilling, open_text_tower
@@ -33,7 +34,7 @@ from xlcm.models.fill_texts import TextFilling, open_text_tower
 def main(path: str, *overrides: str) -> int:
     """Encode; return the exit code."""
     config = load(EncodeConfig, path, overrides)
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=patient())
     torch.manual_seed(config.seed)
     return _captions(config, accelerator) if config.of_captions else _visuals(config, accelerator)
 

@@ -15,12 +15,13 @@ from xlcm.cli import recipe
 from xlcm.config import load
 from xlcm.evaluation.settings import EvaluateConfig
 from xlcm.evaluation.setup import judge, save
+from xlcm.launched import patient
 
 
 def main(path: str, *overrides: str) -> int:
     """Evaluate what the config names; return the exit code."""
     config = load(EvaluateConfig, path, overrides)
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=patient())
     accelerator.print(f"{config.model} on {accelerator.num_processes} process(es)")
     result = judge(config, accelerator.device)
     accelerator.print(result.report)

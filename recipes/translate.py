@@ -9,12 +9,12 @@ moment goes on when it is started again, and no line is lost or made twice.
 """
 
 import sys
-from datetime import timedelta
 
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 
 from xlcm.cli import recipe
 from xlcm.config import load
+from xlcm.launched import patient
 from xlcm.translation.settings import TranslateConfig
 from xlcm.translation.translate import translate
 
@@ -22,8 +22,7 @@ from xlcm.translation.translate import translate
 def main(path: str, *overrides: str) -> int:
     """Translate; return the exit code."""
     config = load(TranslateConfig, path, overrides)
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # one may have the longer share
-    accelerator = Accelerator(kwargs_handlers=[patient])
+    accelerator = Accelerator(kwargs_handlers=patient())
     counts = translate(config, accelerator)
     if accelerator.is_main_process:
         print(f"{config.output}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))

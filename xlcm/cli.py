@@ -56,18 +56,23 @@ def recipe(run: Callable[..., int], schema: str, documentation: str | None) -> i
         documentation: what `--help` prints.
 
     Returns:
-        The exit code: 2 for a fault of the user's input, which is told without a traceback.
+        The exit code: 2 for a fault of the user's input, which is told without a traceback. Of
+        several processes with one fault, the first tells it (`xlcm.launched`).
     """
     arguments = [a for a in sys.argv[1:] if a != "--print-config"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print((documentation or "").strip())
         return 0 if arguments else 2
+    from xlcm.launched import end_with_launcher, is_told
+
+    end_with_launcher()
+    name = Path(sys.argv[0]).name
     try:
         if "--print-config" in sys.argv:
             from xlcm.config import dump, load
 
-            module, _, name = schema.partition(":")
-            known = getattr(importlib.import_module(module), name)
+            module, _, attribute = schema.partition(":")
+            known = getattr(importlib.import_module(module), attribute)
             of_class = isinstance(known, type)
             path, overrides = arguments[0], arguments[1:]
             print(
@@ -78,10 +83,13 @@ def recipe(run: Callable[..., int], schema: str, documentation: str | None) -> i
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        if not _expected(error):
+    except Exception as error:
+        expected = _expected(error)
+        if is_told(error, name):
+            return 2 if expected else 1
+        if not expected:
             raise
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
 
 

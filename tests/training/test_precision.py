@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from xlcm.config import ConfigError
 from xlcm.training import launch
 
 
@@ -38,6 +39,13 @@ def test_bf16_stays_within_two_percent_of_fp32_and_losses_are_float32(tiny_data,
     )
     assert half != full
     assert half == pytest.approx(full, rel=0.02)
+
+
+def test_fp16_without_a_gpu_is_refused_before_anything_is_written(tiny_data, tmp_path):
+    config = tiny.tree(tiny_data, tmp_path / "run", run={"precision": "fp16"})
+    with pytest.raises(ConfigError, match=r"run\.precision=fp16: there is no GPU.*fp32, or bf16"):
+        tiny.train(config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

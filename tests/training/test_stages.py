@@ -119,6 +119,9 @@ REFUSED = {
     "two precisions": (
         lambda t: change(t, "run", {"precision": "bf16"}), (), r"precision differs.*bf16, fp32",
     ),
+    "two patiences": (
+        lambda t: change(t, "run", {"timeout_minutes": 5}), (), r"timeout_minutes differs.*5.*720",
+    ),
     "an override for none": (
         lambda t: None, ("stages.thrid.run.steps=3",), r"no stage is called 'thrid'.*first, second",
     ),

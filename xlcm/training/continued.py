@@ -14,7 +14,7 @@ from xlcm.training.settings import TrainConfig
 MAY_CHANGE = {
     "run": {"output", "name", "steps", "epochs", "log_every", "eval_every", "save_every",
             "keep_checkpoints", "patience", "resume", "max_nonfinite", "trackers", "micro_batch",
-            "length_pieces", "compile"},
+            "length_pieces", "compile", "timeout_minutes"},
     "data": {"workers", "test"},
     "evaluation": {"bootstrap", "batch_size", "source_lang", "visual", "fusion", "sheet_langs",
                    "sheet_queries"},

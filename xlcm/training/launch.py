@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from xlcm.config import ConfigError
+from xlcm.launched import patient
 from xlcm.training.batch_size import refuse_pieces_of, rows_of_process
 from xlcm.training.settings import RunConfig, TrainConfig
 from xlcm.training.zero import ZeroAccelerator
@@ -21,7 +23,8 @@ def open_processes(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: if a tracker is not installed; for a global batch that processes don't divide,
-            and pieces that the batch, the method or the way of launching has no room for.
+            pieces that the batch, the method or the way of launching has no room for, and
+            float16 on a CPU.
     """
     run = config.run
     for tracker in run.trackers:  # accelerate would go on without it and say nothing
@@ -31,6 +34,11 @@ def open_processes(config: TrainConfig) -> Accelerator:
                 "or leave it out"
             )
     accelerator = _accelerator(run)
+    if run.precision == "fp16" and accelerator.device.type == "cpu":  # it would go on in float32
+        raise ConfigError(
+            "run.precision=fp16: there is no GPU here, and float16 is trained on GPUs only: use "
+            "run.precision=fp32, or bf16"
+        )
     rows_of_process(run, accelerator.num_processes)
     refuse_pieces_of(accelerator, config)
     if run.precision == "bf16" and accelerator.device.type == "cpu" and not _bf16_on_cpu():
@@ -43,7 +51,11 @@ def open_processes(config: TrainConfig) -> Accelerator:
 
 
 def _accelerator(run: RunConfig) -> Accelerator:
-    options: dict[str, Any] = {"project_dir": run.output, "log_with": list(run.trackers) or None}
+    options: dict[str, Any] = {
+        "project_dir": run.output,
+        "log_with": list(run.trackers) or None,
+        "kwargs_handlers": patient(timedelta(minutes=run.timeout_minutes)),
+    }
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return ZeroAccelerator(run.precision, **options)
     precision = "no" if run.precision == "fp32" else run.precision

@@ -136,6 +136,8 @@ class RunConfig(Section):
             refuses a folder that has one.
         max_nonfinite: steps in a row with a non-finite loss or gradient that are skipped
             before the run stops.
+        timeout_minutes: how long a process waits for another, which may be training the tokenizer
+            or looking through the data, before it takes it for dead and ends the run.
         trackers: beside `metrics.jsonl`.
     """
 
@@ -158,6 +160,7 @@ class RunConfig(Section):
     select: Literal["sum_r", "text_to_visual", "fused_text_to_visual"] = "sum_r"
     resume: Literal["auto", "never"] = "auto"
     max_nonfinite: Positive = 10
+    timeout_minutes: Annotated[float, Field(gt=0)] = 720
     trackers: list[Literal["tensorboard", "wandb"]] = []
 
     @model_validator(mode="after")

@@ -92,7 +92,8 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
     specs = {name: getattr(data, name) for name in ("train", "val", "test")}
     specs = {name: spec for name, spec in specs.items() if spec is not None}
     encoder: type[ImageEncoder] = image_encoders.get(config.model["image"]["name"])
-    with accelerator.main_process_first():  # the others read what the first one remembered
+    # one process of each machine, whose disk keeps what it found, and the first of all before them
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
         opened, skipped = open_splits(
             list(specs.values()),
             visual="features" if encoder.reads_features else "image",

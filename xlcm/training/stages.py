@@ -112,12 +112,13 @@ def lay_out(
         folders[name] = f"{folder}/model"
     if faults:
         raise ConfigError("\n".join(faults))
-    precisions = {config.run.precision for config in found}
-    if len(precisions) > 1:
-        raise ConfigError(
-            f"{where}: run.precision differs between stages ({', '.join(sorted(precisions))}): "
-            "all share one process, hence one precision"
-        )
+    for key, word in (("precision", "precision"), ("timeout_minutes", "patience")):
+        given = sorted({str(getattr(config.run, key)) for config in found})
+        if len(given) > 1:
+            raise ConfigError(
+                f"{where}: run.{key} differs between stages ({', '.join(given)}): all share one "
+                f"process, hence one {word}"
+            )
     return found
 
 

@@ -1,0 +1,118 @@
+"""Two launched processes: how long they wait, what they say of a fault, and with whom they end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import tiny
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from xlcm import launched
+
+FAILING = tiny.REPOSITORY / "tests" / "launched_faults.py"
+SAID = "run.something: no such thing"
+
+
+def test_a_fault_of_one_process_is_the_last_word_and_the_other_says_one_line():
+    command, environment = tiny.command(str(FAILING), "10", processes=2)
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said, summary = done.stdout.split("launched_faults.py FAILED")
+    assert f"ConfigError: {SAID}" in summary.split("Root Cause")[1]
+    assert said.count(SAID) == 1
+    assert said.count("Traceback") == 1, "the launcher's own"
+    lines = [line for line in said.splitlines() if "can't reach the others" in line]
+    assert len(lines) == 1
+    assert "process 0 of 2" in lines[0]
+    # what the group of both was told: the config's 10 minutes, which is not torch's default here
+    assert "timeout 600.0 s" in said
+
+
+@pytest.fixture
+def second(tmp_path, monkeypatch):
+    """This process is the second of two; returns the file that the launcher will read."""
+    file = tmp_path / "attempt_0" / "1" / "error.json"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(launched.ERROR_FILE, str(file))
+    monkeypatch.setattr(launched, "ECHO_S", 0.0)
+    return file
+
+
+def test_a_fault_that_several_processes_have_is_told_by_the_first(second, monkeypatch, capsys):
+    assert not launched.is_told(ValueError(SAID), "train.py")
+    failure = ProcessFailure(1, 1, 1, str(second))  # as torch's launcher reads it
+    assert failure.message["message"] == f"ValueError: {SAID}"
+    other = second.parents[1] / "0" / "error.json"
+    other.parent.mkdir()
+    monkeypatch.setenv(launched.ERROR_FILE, str(other))
+    assert launched.is_told(ValueError(SAID), "train.py")
+    assert capsys.readouterr().err == "train.py: process 1 of 2 ended with the same fault\n"
+    assert not other.exists()
+    assert not launched.is_told(ValueError("something else"), "train.py")
+    assert other.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed"
+        ),
+        dist.DistBackendError("NCCL error: remote process exited"),
+        dist.DistNetworkError("The client socket has timed out"),
+    ],
+)
+def test_losing_the_others_is_a_line_and_no_fault_of_its_own(error, second, capsys):
+    assert launched.is_told(error, "train.py")
+    said = capsys.readouterr().err
+    assert "process 1 of 2 can't reach the others" in said
+    assert str(error) in said
+    assert not second.exists()
+
+
+def test_a_process_alone_tells_its_fault_itself(second, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not launched.is_told(RuntimeError("gloo/transport"), "train.py")
+    assert capsys.readouterr() == ("", "")
+    assert not second.exists()
+
+
+def test_every_recipe_that_opens_processes_is_patient():
+    opened = {
+        path.name: text.count("Accelerator(kwargs_handlers=patient())")
+        for path in sorted((tiny.REPOSITORY / "recipes").glob("*.py"))
+        if "Accelerator(" in (text := path.read_text())
+    }
+    assert opened == {"encode.py": 1, "evaluate.py": 1, "translate.py": 1}  # train.py: the config
+
+
+def test_processes_whose_launcher_is_killed_leave_a_checkpoint_and_end(tiny_data, tmp_path):
+    run = {"steps": 100_000, "save_every": 100_000, "log_every": 100_000}
+    config = tiny.write_config(tiny.tree(tiny_data, tmp_path / "run", run=run), tmp_path / "c.yaml")
+    command, environment = tiny.command("train.py", str(config), processes=2)
+    launcher = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        until, steps = time.monotonic() + 90, tmp_path / "run" / "metrics.jsonl"
+        while not steps.is_file() or steps.read_bytes().count(b"\n") < 3:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        launcher.kill()
+        said, _ = launcher.communicate(timeout=60)  # the end of what both processes say
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert f"the launcher (process id {launcher.pid}) is gone" in said
+    assert "the same command goes on from the last checkpoint" in said
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/state.json"))
