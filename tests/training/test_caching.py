@@ -184,6 +184,21 @@ def test_losses_run_once_over_the_whole_batch_with_what_has_no_gradient_as_it_is
     assert "teacher0.text" in learns
 
 
+def test_one_process_that_a_launcher_wrapped_gives_the_same_gradients(accelerator, tmp_path):
+    pieces = cut(batch_of("contrastive"), 3)
+    one = found_by(method_of("contrastive"), cached(accelerator, pieces))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        method = method_of("contrastive")
+        wrapped = torch.nn.parallel.DistributedDataParallel(method)
+        other = found_by(method, lambda plain: cached_step(accelerator, wrapped, plain, pieces))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert differ(one, other) == 0
+
+
 def test_a_share_is_a_factor_of_the_gradient(accelerator):
     pieces = cut(batch_of("contrastive"), 5)
     one = found_by(method_of("contrastive"), cached(accelerator, pieces))

@@ -14,12 +14,13 @@ reduction and the piece that keeps its graph are ours.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from xlcm.methods.base import Method
 from xlcm.pieces import Pieces
@@ -58,7 +59,7 @@ def cached_step(
         method.set_reshard_after_forward(False, recurse=False)
     device, (*again, kept) = accelerator.device, pieces.batches
     drawn, parts = [], []
-    with accelerator.no_sync(method):
+    with _alone(accelerator, method):
         with torch.no_grad():
             for piece in again:
                 drawn.append(random_state(device))
@@ -82,15 +83,14 @@ def cached_step(
     terms = {name: term.detach() for name, term in terms.items()}
     after = random_state(device)
 
-    with accelerator.no_sync(method):
+    with _alone(accelerator, method):
         if gradients:
             accelerator.backward(_pull(graph, gradients, pieces.rows[-1]))
     del graph
     for number, (piece, rows) in enumerate(zip(again, pieces.rows)):
         last = number == len(again) - 1
         set_random_state(drawn[number], device)
-        alone = accelerator.no_sync(method)
-        with contextlib.nullcontext() if last and reduce else alone:
+        with contextlib.nullcontext() if last and reduce else _alone(accelerator, method):
             pull = _pull(method(piece, only_encode=True), gradients, rows)
             if last:
                 pull = pull + sum((weight * gradient).sum() for weight, gradient in own)
@@ -98,6 +98,13 @@ def cached_step(
                 accelerator.backward(pull)
     set_random_state(after, device)
     return terms, loss.detach()
+
+
+def _alone(accelerator: Accelerator, method: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context of a pass after which processes reduce nothing."""
+    if isinstance(method, DistributedDataParallel):  # accelerate wraps one process, and forgets it
+        return cast(contextlib.AbstractContextManager[None], method.no_sync())
+    return accelerator.no_sync(method)
 
 
 def _float(rows: Tensor) -> Tensor:
