@@ -98,6 +98,59 @@ def test_a_steep_scale_costs_no_precision_in_float32(kind, scale):
         assert many < max(2 * one, 1e-6)
 
 
+@pytest.fixture(scope="module")
+def large():
+    """1,100 pairs, and by scale the float64 loss (about 0.4) and gradients."""
+    image, text, _ = pairs(1100, 256)
+    image = F.normalize(1.7 * image.float(), dim=1)  # in float32: lengths are 1 to rounding
+    text = F.normalize(0.3 * image + text.float(), dim=1)
+    found = {}
+
+    def exact(scale, dtype):
+        if (scale, dtype) not in found:
+            rows = [side.to(dtype).double() for side in (image, text)]
+            found[scale, dtype] = step(InfoNCELoss(tiled="never"), *rows, torch.arange(1100), scale)
+        return found[scale, dtype]
+
+    return image, text, exact
+
+
+@pytest.mark.parametrize("scale", [83.9, 99.9, 100.0])
+def test_a_large_batch_at_temperature_0_01_is_exact_in_float32(large, scale):
+    image, text, exact = large
+    wanted = exact(scale, torch.float32)
+    with mock.patch.multiple(score_tiles, ROWS=300, COLUMNS=400):
+        # a score of 100 is rounded to 4e-6: no float32 form comes closer with its gradients
+        plain = step(InfoNCELoss(tiled="never"), image, text, torch.arange(1100), scale)
+        plain = gaps(plain, wanted)
+        assert 1e-6 < max(plain[1:3]) < 2e-6
+        for kept, without in ((0, ()), (10**7, ()), (0, ("cpu",))):
+            kept = mock.patch.object(tiled, "KEPT", kept)
+            with kept, mock.patch.object(score_tiles, "NO_FLOAT64", without):
+                loss = InfoNCELoss(tiled="always")
+                found = gaps(step(loss, image, text, torch.arange(1100), scale), wanted)
+            assert found[0] < 1e-6
+            for many, one in zip(found[1:], plain[1:]):
+                assert many < (2 if without else 1.2) * one
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_batch_in_half_precision_loses_what_its_gradients_are_rounded_to(large, dtype):
+    image, text, exact = large
+    image, text, wanted = image.to(dtype), text.to(dtype), exact(100.0, dtype)
+    numbers = torch.tensor(100.0, requires_grad=True)
+    leaves = [side.requires_grad_() for side in (image, text)]
+    with mock.patch.multiple(score_tiles, ROWS=300, COLUMNS=400):
+        loss = InfoNCELoss(tiled="always")(*leaves, group=torch.arange(1100), scale=numbers)
+        slopes = torch.autograd.grad(loss, (*leaves, numbers))
+    found = gaps([loss.detach(), *slopes], wanted)
+    assert loss.dtype == torch.float32
+    assert [slope.dtype for slope in slopes[:2]] == [dtype, dtype]
+    assert found[0] < 1e-6
+    assert max(found[1:3]) < torch.finfo(dtype).eps / 2
+    assert found[3] < 1e-5
+
+
 @pytest.mark.parametrize("scale", [70.0, 100.0])
 def test_collapsed_embeddings_at_a_steep_scale_keep_their_gradients(scale):
     image, text, group = half_alike(dtype=torch.float32)  # weights over sums are smallest here

@@ -94,7 +94,7 @@ class _CrossEntropy(torch.autograd.Function):
         cut = Cut(len(rows), len(columns))
         right = Right(row_group, column_group, cut)
         budget = KEPT if any(ctx.needs_input_grad) else 0
-        shift = max(0.0, scores.bound() - STEEPEST)
+        shift = _shift(scores)
         sums = _LogSumExp(scores, both, shift)
         kept, pairs = _first_sweep(scores, cut, sums, right, budget)
         if not sums.finish():
@@ -106,9 +106,10 @@ class _CrossEntropy(torch.autograd.Function):
         )
         ctx.shift, ctx.smoothing = sums.shift, smoothing
         directions = 1 if sums.columns is None else 2
-        value = sums.rows.sum() - directions * (1 - smoothing) * pairs
-        if sums.columns is not None:
-            value = value + sums.columns.sum()
+        # before the sum over rows: where that is float32, their difference would be lost in it
+        value = (sums.rows - (1 - smoothing) * pairs).sum()
+        if sums.columns is not None:  # their right answers are the same ones
+            value = value + (sums.columns - (1 - smoothing) * pairs).sum()
         if smoothing and len(columns):
             mean = widened(rows.sum(dim=0)) @ widened(columns.sum(dim=0)) / len(columns)
             value = value - directions * smoothing * scores.scale * mean
@@ -148,13 +149,24 @@ class _CrossEntropy(torch.autograd.Function):
             return (*found.finish(scale), None, None, None, None)
 
 
+def _shift(scores: Scores) -> float:
+    """Return what to take off all scores, so that exponentials stay below that of `STEEPEST`.
+
+    It is a whole number: tiles of float32 take off what sums of float64 add again. Of another one
+    they would take off the nearest float32, which is up to 2e-6 beside it at a scale of 100, and
+    each row's loss would be so far off on the same side.
+    """
+    shift = max(0.0, scores.bound() - STEEPEST)
+    return float(math.ceil(shift)) if math.isfinite(shift) else shift
+
+
 def _first_sweep(
     scores: Scores, cut: Cut, sums: _LogSumExp, right: Right, budget: int
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the first tiles of exponentials, and the sum over rows of their mean right score."""
+    """Return the first tiles of exponentials, and each row's mean right score `(b,)`."""
     scratch = cut.scratch(scores.rows)
     kept: list[Tensor] = []
-    pairs = widened(scores.rows.new_zeros(()))
+    pairs = widened(scores.rows.new_zeros(len(scores.rows)))
     for row, column in cut:
         tile = shaped(scratch, row, column)
         if tile.numel() <= budget:
@@ -166,7 +178,7 @@ def _first_sweep(
         scores.tile(row, column, tile)
         at, to = right(row, column)
         if len(at):
-            pairs += (widened(tile[at, to]) / right.counts[row][at]).sum()
+            pairs[row].index_add_(0, at, widened(tile[at, to]) / right.counts[row][at])
         sums.add(row, column, tile)
     return kept, pairs
 
@@ -243,8 +255,8 @@ def cross_entropy(
         row_group: `(b,)` int64; each is among the columns.
         column_group: `(B,)` int64.
         smoothing: share of the mass that is spread over all columns.
-        both: add the cross-entropies of the columns with the rows as answers; the groups of both
-            must be the same.
+        both: add the cross-entropies of the columns with the rows as answers; row i and column i
+            must be of one group, and as many.
     """
     if not isinstance(scale, Tensor):
         scale = torch.tensor(scale, dtype=torch.float64)
