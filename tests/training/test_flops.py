@@ -5,6 +5,10 @@ import tiny
 import torch
 from torch import nn
 
+from tests.small_models import Numbers, bag
+from xlcm.encoders.image_timm import TimmImageEncoder
+from xlcm.encoders.pooling import MeanPooling
+from xlcm.encoders.text_hf import HFTextEncoder
 from xlcm.training import flops
 from xlcm.types import Batch, TextBatch, Visual
 
@@ -41,6 +45,58 @@ def test_a_frozen_tower_costs_its_forward_pass_alone():
     method = Products().double()
     method.image.requires_grad_(False)
     assert flops.flops_of_row(method, batch()) == 2 * 8 * 4 + 2 * 2 * 6 * 4
+
+
+class Alone(nn.Module):
+    """A method of one tower."""
+
+    def __init__(self, tower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def encode(self, batch):
+        return {"pooled": self.tower(batch.visual or batch.text["source"]).pooled}
+
+
+def captions(lengths):
+    longest = max(lengths)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    ids = torch.where(mask, torch.randint(3, 40, mask.shape), 0)
+    return Batch(torch.arange(len(lengths)), text={"source": TextBatch(ids, mask)})
+
+
+def forwards(length, width, inner):
+    """FLOPs of a transformer's block on a row: four maps, scores and mixing, two layers."""
+    return 2 * length * 4 * width**2 + 2 * 2 * length**2 * width + 2 * 2 * length * width * inner
+
+
+@pytest.mark.parametrize("lengths", [[9, 9], [9, 4]], ids=["no padding", "padding"])
+def test_a_transformers_row_costs_its_products_attention_included(lengths):
+    architecture = {
+        "model_type": "xlm-roberta", "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0,
+        "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 40,
+    }  # fmt: skip
+    text = HFTextEncoder(architecture=architecture, tokenizer=Numbers(), pooling=MeanPooling)
+    # each product of the forward pass has two of its size in the backward pass
+    assert flops.flops_of_row(Alone(text), captions(lengths)) == 3 * 2 * forwards(9, 16, 24)
+
+
+def test_a_vision_transformer_costs_its_products_attention_included():
+    tower = TimmImageEncoder(backbone="test_vit", image_size=32)
+    pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    vit = tower.backbone
+    width, inner, tokens = vit.embed_dim, vit.blocks[0].mlp.fc1.out_features, 1 + 2 * 2
+    patches = 2 * 4 * width * 3 * 16 * 16  # whose pixels get no gradient
+    expected = 3 * len(vit.blocks) * forwards(tokens, width, inner) + 2 * patches
+    batch = Batch(torch.arange(2), Visual(pixels))
+    assert flops.flops_of_row(Alone(tower), batch) == expected
+
+
+def test_a_frozen_transformer_costs_its_forward_pass_though_it_is_one_kernel():
+    text = bag(context="attention", attention_heads=2, freeze="all")
+    fused = torch.backends.mha.get_fastpath_enabled()
+    assert flops.flops_of_row(Alone(text), captions([7, 7])) == forwards(7, 8, 16)
+    assert torch.backends.mha.get_fastpath_enabled() == fused
 
 
 def test_counting_leaves_gradients_modes_and_random_numbers_alone():
