@@ -175,10 +175,43 @@ def test_what_comes_back_blank_scores_nothing(manifest, tmp_path):
     line = f"{sys.executable} {tmp_path / 'half.py'} {{source}}"
     engine = {"name": "command", "command": line, "label": "half"}
     assert run(config(manifest, engine=engine, quality=["back"])) == {
-        "mt fr": 39, "blank": 1, "cut": 0
+        "mt fr": 39, "no way back": 39, "blank": 1, "cut": 0
     }  # fmt: skip
     made = [c for i in read_manifest(tmp_path / "out.jsonl") for c in i.captions if c.of]
     assert {dict(c.quality)["back_chrf"] for c in made} == {0.0}
+
+
+def test_a_blank_translation_is_counted_and_tried_again_by_the_next_run(manifest, tmp_path):
+    (tmp_path / "moody.py").write_text(
+        "import pathlib, sys\n"
+        "for line in sys.stdin:\n"
+        f"    open({str(tmp_path / 'asked.txt')!r}, 'a').write(line)\n"
+        f"    well = pathlib.Path({str(tmp_path / 'well')!r}).exists()\n"
+        "    print(line.strip() + '!' if well or 'red' not in line else ' ')\n"
+    )
+    engine = {"name": "command", "command": f"{sys.executable} {tmp_path / 'moody.py'}",
+              "label": "moody"}  # fmt: skip
+    given = config(manifest, engine=engine)
+    red = sum("red" in c.text for i in read_manifest(manifest) for c in i.captions)
+    first = run(given)
+    assert (first["no translation"], first["mt fr"]) == (red, 39 - red)
+    before = len(asked(tmp_path))
+    assert run(given)["no translation"] == red, "still"
+    again = asked(tmp_path)[before:]
+    assert again
+    assert all("red" in line for line in again), "the others are remembered"
+    (tmp_path / "well").touch()
+    assert run(given) == {"mt fr": 39, "back en": 39, "blank": 1, "cut": 0}
+    before = len(asked(tmp_path))
+    run(given)
+    assert len(asked(tmp_path)) == before
+    file = next(Path(f"{given['output']}.memory").glob("00000*.jsonl"))
+    old = json.dumps(["en", "fr", "A blank of an older version.", ""]).encode()
+    file.write_bytes(old + b"\n" + file.read_bytes())
+    memory = Memory(
+        file.parent, {"name": "command", **{k: engine[k] for k in ("command", "label")}}
+    )
+    assert ("en", "fr", "A blank of an older version.") not in memory
 
 
 def test_a_run_that_was_killed_goes_on_without_a_lost_or_doubled_line(

@@ -3,6 +3,7 @@
 A folder with `engine.json` and files of JSON lines `["en", "de", text, translation]`. Every process
 of every start appends to a file of its own, a batch in one write, and reads the files of all the
 others. The last line of a file may be torn by a kill; it is left out and its text translated again.
+A blank translation is no translation: it isn't kept, and the next run tries its text again.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Memory:
     def __contains__(self, key: Key) -> bool:
         return key in self._known
 
-    def __getitem__(self, key: Key) -> str:
-        return self._known[key]
+    def get(self, key: Key) -> str:
+        """Return the translation; "" if there is none."""
+        return self._known.get(key, "")
 
     def _check(self, engine: dict[str, Any]) -> None:
         path = self.folder / "engine.json"
@@ -93,10 +95,11 @@ class Memory:
                 f"{path}:{number}: damaged ({error}); delete this line: its text is then "
                 "translated again"
             ) from error
-        self._known.setdefault((source, target, text), translation)
+        if translation:  # older versions kept blank ones
+            self._known.setdefault((source, target, text), translation)
 
     def add(self, source: str, target: str, texts: Sequence[str], made: Iterable[str]) -> None:
-        """Keep the translations of a batch; when this returns, the system has them.
+        """Keep the translations of a batch that are not blank; then the system has them.
 
         Raises:
             DataError: if another engine has begun to fill the folder.
@@ -104,7 +107,8 @@ class Memory:
         if self._file is None:
             self._check(self._engine)  # another may have taken an empty folder since
             self._file = self._new()
-        rows = [(source, target, text, new) for text, new in zip(texts, made, strict=True)]
+        pairs = zip(texts, made, strict=True)
+        rows = [(source, target, text, new) for text, new in pairs if new]
         self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())  # ASCII
         self._file.flush()
         self._known.update({row[:3]: row[3] for row in rows})

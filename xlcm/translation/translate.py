@@ -38,8 +38,8 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
 
     Returns:
         On the first process how many captions there are of each kind: `mt de`, `back en`, `blank`
-        (without text, not translated), `no translation` (the engine made a blank one), `there
-        before`, `updated` (the caption that they are of has changed since), `outdated` (made of
+        (without text, not translated), `no translation` and `no way back` (the engine made
+        a blank one; the next run tries again), `there before`, `updated` (the caption that they are of has changed since), `outdated` (made of
         an older text, and left out), and `paths moved`, of pictures; and on every process `cut`,
         texts that any of them cut in this run.
 
@@ -74,7 +74,7 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
         _stage(engine, memory, config.source, target, texts, config.batch_size, rank, world)
         _all_there(memory, accelerator)
         if config.back:
-            made = _unique(memory[config.source, target, text] for text in texts)
+            made = _unique(memory.get((config.source, target, text)) for text in texts)
             _stage(engine, memory, target, config.source, made, config.batch_size, rank, world)
             _all_there(memory, accelerator)
     counts = Counter[str]()
@@ -207,11 +207,13 @@ def _made(
         counts["blank"] += 1
         return
     identity = f"{caption.id}.{target}"
-    text = memory[config.source, target, source]
+    text = memory.get((config.source, target, source))
     if not text:
         counts["no translation"] += 1
         return
-    back = memory[target, config.source, text] if config.back else ""
+    back = memory.get((target, config.source, text)) if config.back else ""
+    if config.back and not back:
+        counts["no way back"] += 1
     quality = measure(
         config.quality, source, config.source, text, target, back if config.back else None
     )
