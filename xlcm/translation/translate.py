@@ -38,10 +38,10 @@ def translate(config: TranslateConfig, accelerator: Any) -> Counter[str]:
 
     Returns:
         On the first process how many captions there are of each kind: `mt de`, `back en`, `blank`
-        (without text, not translated), `no translation` and `no way back` (the engine made
-        a blank one; the next run tries again), `there before`, `updated` (the caption that they are of has changed since), `outdated` (made of
-        an older text, and left out), and `paths moved`, of pictures; and on every process `cut`,
-        texts that any of them cut in this run.
+        (without text, not translated), `no translation` and `no way back` (the engine made a blank
+        one; the next run tries again), `there before`, `updated` (the caption that they are of has
+        changed since), `outdated` (made of an older text, and left out), and `paths moved`, of
+        pictures; and on every process `cut`, texts that any of them cut in this run.
 
     Raises:
         ConfigError: if the engine lacks a language.
