@@ -329,6 +329,8 @@ def test_auto_takes_the_largest_size_that_fits_and_leaves_no_trace(accelerator):
     encode = method.encode
 
     def scarce(batch):
+        # a step holds the gradients of the pieces before; the moments come with the optimiser
+        assert all(p.grad is not None and not p.grad.any() for p in trained)
         tried.append((len(batch.ids), batch.text["source"].ids.shape[1]))
         encoded = encode(batch)
         if len(batch.ids) > 4:
@@ -336,6 +338,8 @@ def test_auto_takes_the_largest_size_that_fits_and_leaves_no_trace(accelerator):
         return encoded
 
     method.encode = scarce
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    assert trained
     method.register_buffer("moved", torch.zeros(()))
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     torch.manual_seed(8)

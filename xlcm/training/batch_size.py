@@ -204,18 +204,25 @@ def largest_that_fits(fits: Callable[[int], bool], rows: int, device: torch.devi
 
 
 def _fits(plain: Method, batch: Batch, size: int) -> bool:
-    """Try a piece of the longest captions; weights, buffers and generators stay as they were."""
+    """Try a piece of the longest captions; weights, buffers and generators stay as they were.
+
+    Beside it are in memory, as in a step, the moments, which the optimiser has from the start, and
+    a gradient of each weight: from the second piece on they are there when a piece is encoded.
+    """
     device = batch.ids.device
     drawn = random_state(device)
     buffers = [buffer.detach().clone() for buffer in plain.buffers()]
+    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
     try:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
         _try(plain, _longest(plain, batch.select(torch.arange(size))), device)
         fitted = True
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
             raise
         fitted = False  # and leave first: the traceback holds on to what is to be freed
-    for parameter in plain.parameters():
+    for parameter in trained:
         parameter.grad = None
     with torch.no_grad():
         for buffer, before in zip(plain.buffers(), buffers):
