@@ -96,6 +96,19 @@ def test_fp16_goes_on_after_a_non_finite_loss(tiny_data, tmp_path, scaled):
     assert weights[0] == weights[1] != weights[2]
 
 
+def test_fp16_whose_gradients_overflow_at_every_scale_stops_instead_of_learning_nothing(
+    tiny_data, tmp_path, scaled
+):
+    def spoil(method):
+        weight = method.retriever.image_head.linear.weight
+        weight.register_hook(lambda gradient: gradient * math.nan)
+
+    config = tiny.tree(tiny_data, tmp_path, run={"steps": 60, "save_every": 1})
+    with pytest.raises(FloatingPointError, match=r"fp16: at step 34 gradients.*precision=bf16"):
+        tiny.train(config, wrap=spoil)
+    assert [r["grad_norm"] for r in tiny.metrics(tmp_path)] == [None] * 34  # each is in the log
+
+
 def test_fp16_in_cached_pieces_has_the_steps_of_the_whole_batch(tiny_data, tmp_path, scaled):
     model, optim = {"text": {"dropout": 0.0}}, {"lr": 1e-5}
     for name, micro_batch in (("one", None), ("pieces", 5)):

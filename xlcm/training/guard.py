@@ -17,6 +17,9 @@ from xlcm.training.sharded import is_sharded
 from xlcm.training.tracking import Journal
 from xlcm.types import Batch
 
+LOWEST_SCALE = 1e-4
+"""Of the loss in float16, from which on training stops: fairseq's `--min-loss-scale`."""
+
 
 def refuse_unused(method: nn.Module, touched: Set[str] | None = None) -> None:
     """See that every trained parameter got a gradient.
@@ -69,6 +72,27 @@ def refuse_overflow(accelerator: Accelerator, plain: Method, batch: Batch | Piec
             f"run.precision=fp16: {', '.join(everywhere)} of the first batch overflow in float16 "
             "and are finite in float32; steps like this one can't be taken: use "
             "run.precision=bf16, or fp32"
+        )
+
+
+def refuse_vanished_scale(accelerator: Accelerator, progress: Progress) -> None:
+    """Stop a run in float16 whose gradients overflow in every step, however small their scale.
+
+    The scaler passes over such steps and halves its scale; a run of which none is taken would go on
+    to its end and learn nothing.
+
+    Args:
+        accelerator: every process of the run has the same scale.
+        progress: where it is.
+
+    Raises:
+        FloatingPointError: saying what to try.
+    """
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+    if scale < LOWEST_SCALE:
+        raise FloatingPointError(
+            f"run.precision=fp16: at step {progress.step} gradients still overflow at the scale "
+            f"{scale:.1e}, so that no step is taken any more: use run.precision=bf16, or fp32"
         )
 
 

@@ -30,7 +30,7 @@ from xlcm.training import checkpoint
 from xlcm.training.batch_size import refuse_pieces, rows_a_time
 from xlcm.training.caching import cached_step
 from xlcm.training.flops import best_rate, compile_towers
-from xlcm.training.guard import refuse_overflow, refuse_unused, skip
+from xlcm.training.guard import refuse_overflow, refuse_unused, refuse_vanished_scale, skip
 from xlcm.training.optim import begin_moments, build_optimizer, lr_factor, rest, set_lr
 from xlcm.training.progress import Progress, judge, out_of_patience, score
 from xlcm.training.settings import OptimConfig, RunConfig
@@ -82,7 +82,7 @@ def fit(
             batch norm can't see the rows of all processes.
         FileNotFoundError: if a continued run's best weights are gone.
         FloatingPointError: after `run.max_nonfinite` bad steps in a row, or at the first one if
-            float16 alone is to blame.
+            float16 alone is to blame; if gradients overflow in float16 at any scale.
     """
     output = Path(str(run.output))
     steps = run.steps or math.ceil((run.epochs or 0) * loader.batches_per_epoch / run.accumulate)
@@ -204,6 +204,7 @@ def fit(
                 journal.step(step, logged, items=items, seconds=seconds, waited=waited)
             else:
                 skip(accelerator, journal, progress, run, names, loss_value, norm)
+            refuse_vanished_scale(accelerator, progress)
 
             # -- evaluate ----------------------------------------------------------------------
             stop_early = False
