@@ -104,11 +104,22 @@ def test_two_processes_with_two_workers_share_the_rows_of_one_without_overlap_an
     same(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_too_few_shards_are_refused_before_the_first_step(tiny_data, tmp_path, sections):
-    config = tree(tiny_data, tmp_path, sections["shards"], data={"workers": 5})
-    with pytest.raises(ConfigError, match=r"4 shard.*at least 5.*--shards 5"):
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"data": {"workers": 5}}, r"4 shard.*at least 5.*--shards 5"),
+        ({"run": {**EVERY_STEP, "global_batch": 65}}, r"64 training rows.*do not fill"),
+    ],
+)
+def test_too_few_shards_or_rows_are_refused_before_a_tokenizer_is_trained(
+    tiny_data, tmp_path, sections, change, match
+):
+    tokenizer = {"text": {"tokenizer": {"path": None}}}  # to be trained on the run's captions
+    config = tree(tiny_data, tmp_path, sections["shards"], model=tokenizer, **change)
+    with pytest.raises(ConfigError, match=match):
         tiny.train(config)
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "tokenizer").exists()
+    assert not (tmp_path / "data.json").exists()
 
 
 def test_realised_shares_are_kept_with_the_state_and_written(tiny_data, tmp_path, sections, capsys):

@@ -85,8 +85,8 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
 
     Raises:
         DataError: naming file and line; if a split has no captions that `evaluation` asks with.
-        ConfigError: if the run goes on, and its data or its teachers are no longer those that it
-            began with.
+        ConfigError: for rows that don't fill a batch, or fewer shards than processes that load;
+            if the run goes on, and its data or its teachers are no longer those that it began with.
     """
     data = config.data
     specs = {name: getattr(data, name) for name in ("train", "val", "test")}
@@ -109,6 +109,7 @@ def open_data(accelerator: Accelerator, config: TrainConfig) -> Data:
         incomplete=data.incomplete,
         lengths=data.length_buckets > 0,
     )
+    _arranged(accelerator, data, config.run, rows)  # faults now, not behind tokenizer and teachers
     output = Path(str(config.run.output))
     if accelerator.is_main_process and data.on_error == "skip":
         write_skipped(skipped, output / "skipped.jsonl")
@@ -177,24 +178,8 @@ def _looks_alike(model: Any, dataset: Dataset, data: DataConfig) -> bool:
 def build_loader(
     accelerator: Accelerator, data: DataConfig, run: RunConfig, rows: Rows, method: Method
 ) -> TrainLoader:
-    """Return this process's endless batches, with only the views that the method uses.
-
-    Raises:
-        ConfigError: for rows that don't fill a batch, or fewer shards than processes that load.
-    """
-    options: dict[str, Any] = {
-        "seed": run.seed,
-        "same_image": data.same_image,
-        "lengths": rows.lengths,
-        "bucket_batches": data.length_buckets,
-    }
-    stream = layout(rows.dataset)
-    batching: Batching
-    if stream is None:
-        batching = Batching(rows.slots, run.global_batch, **options)
-    else:
-        enough_shards(stream, accelerator.num_processes, data.workers)
-        batching = StreamBatching(rows.slots, run.global_batch, stream, **options)
+    """Return this process's endless batches, with only the views that the method uses."""
+    batching = _arranged(accelerator, data, run, rows)
     collate = Collator(
         rows.dataset,
         rows.views,
@@ -210,10 +195,24 @@ def build_loader(
     loading: dict[str, Any] = {
         "workers": data.workers, "pin_memory": accelerator.device.type == "cuda"
     }  # fmt: skip
-    if stream is None:
+    if layout(rows.dataset) is None:
         return TrainLoader(mine, collate, **loading)
     report = partial(write_shares, Path(str(run.output))) if accelerator.is_main_process else None
     return CountingLoader(mine, collate, report=report, every=run.log_every, **loading)
+
+
+def _arranged(accelerator: Accelerator, data: DataConfig, run: RunConfig, rows: Rows) -> Batching:
+    options: dict[str, Any] = {
+        "seed": run.seed,
+        "same_image": data.same_image,
+        "lengths": rows.lengths,
+        "bucket_batches": data.length_buckets,
+    }
+    stream = layout(rows.dataset)
+    if stream is None:
+        return Batching(rows.slots, run.global_batch, **options)
+    enough_shards(stream, accelerator.num_processes, data.workers)
+    return StreamBatching(rows.slots, run.global_batch, stream, **options)
 
 
 def validate(config: TrainConfig, data: Data, retriever: Any) -> RetrievalReport:
