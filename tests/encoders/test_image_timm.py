@@ -272,6 +272,19 @@ def test_channels_lie_last_in_convolutional_towers_and_change_no_vector(
     assert layouts == [last, False]
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
+def test_weights_lie_as_their_gradients_do_so_that_ddp_has_nothing_to_warn_of(
+    backbone: str,
+) -> None:
+    tower = TimmImageEncoder(backbone=backbone, image_size=32)
+    assert tower._layout is torch.channels_last
+    tower(Visual(pixels=torch.zeros(2, 3, 32, 32, dtype=torch.uint8))).pooled.sum().backward()
+    for name, weight in tower.backbone.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.stride() == weight.stride(), name
+        assert weight.is_contiguous(), name  # files take no other
+
+
 def test_metadata_wins_over_timm_and_options_win_over_both(shared: Path) -> None:
     path = str(shared / "weights" / "mobilenetv2_100.safetensors")
     plain = TimmImageEncoder(backbone="mobilenetv2_100")
