@@ -54,6 +54,23 @@ def test_line_n_of_each_language_belongs_to_row_n(root, capsys):
     assert check_manifest(root.parent / "m.jsonl", images=False).faults == 0
 
 
+def test_a_training_row_with_the_url_of_a_validation_row_is_a_leak_or_left_out(root, capsys):
+    with open(root / cc3m.FILES["train"], "a") as file:
+        file.write("an elm\thttp://x/4.jpg\n")
+    for lang in ("de", "zh"):
+        with open(root / f"train.{lang}", "a") as file:
+            file.write("x\n")
+    assert command(root, *WORDS) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LEAK: 1 of 4 pictures of train are in val too: cc3m:val-1" in said
+    command(root, *WORDS, "--drop-duplicates")
+    assert list(items(root)) == ["train-1", "train-2", "train-3", "val-1"], "val keeps it"
+    assert [c.lang for c in items(root)["train-3"].captions] == ["en", "de", "zh"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LEAK" not in said
+    assert "1 rows whose URL was there before were left out" in said
+
+
 def test_a_dead_link_drops_all_languages_of_its_row(root):
     folder = root.parent / "photos"
     folder.mkdir()

@@ -62,6 +62,32 @@ def test_rows_whose_url_was_there_before_are_left_out_when_asked_for(root):
     assert report["left_out"]["rows whose URL was there before"]["count"] == 1
 
 
+def test_a_training_row_with_the_url_of_a_test_row_is_a_leak_or_left_out(root, capsys):
+    with open(root / "wukong_release" / "wukong_100m_2.csv", "a", encoding="utf-8") as file:
+        file.write("http://x/t.jpg,一棵大树\n")
+    assert command(root) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LEAK: 1 of 4 pictures of train are in test too: wukong:test-1" in said
+    assert command(root, "--drop-duplicates") == 0
+    assert list(items(root)) == ["0-1", "0-2", "test-1"], "the test keeps it"
+    report = json.loads((root.parent / "m.jsonl.report.json").read_text())
+    assert report["left_out"]["rows whose URL was there before"]["count"] == 2
+
+
+def test_tables_that_are_not_there_are_told(root, capsys):
+    (root / "wukong_test.csv").unlink()
+    assert command(root) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "MISSING: 255 published files are not there" in said
+    missing = json.loads((root.parent / "m.jsonl.report.json").read_text())["missing"]
+    assert [row["path"] for row in missing][::254] == [
+        "wukong_release/wukong_100m_1.csv", "wukong_test.csv"
+    ]  # fmt: skip
+    assert command(root, "--shards", "0,2") == 0
+    missing = json.loads((root.parent / "m.jsonl.report.json").read_text())["missing"]
+    assert [row["path"] for row in missing] == ["wukong_test.csv"]
+
+
 def test_pictures_are_found_by_table_and_row(root):
     folder = root.parent / "photos"
     for name in ("0/000002.jpg", "test/000001.jpg"):

@@ -37,7 +37,10 @@ def test_each_segment_of_a_whole_video_has_frames_of_its_own(tmp_path):
     every = FrameSampling(how="fps", fps=10)
     assert numbers(data.load_frames(0, every)) == list(range(10, 25))
     assert numbers(data.load_frames(1, every)) == list(range(30, 40))
+    digest = told(tmp_path)["splits"]["train"]["sha256"]
     assert check_manifest(manifest).counts == {"no_captions": 1}, "two segments are two clips"
+    command("youcook2", tmp_path)
+    assert told(tmp_path)["splits"]["train"]["sha256"] == digest, "where videos are is no matter"
 
 
 def test_without_videos_no_segment_is_written(tmp_path):

@@ -196,8 +196,12 @@ def check_needs(plan: Plan, root: str | Path) -> list[Need]:
         if not found:
             state = "MISSING" if need.required else "MISSING, not read"
             (missing if need.required else lacking).append(need)
+            if len(lacking) > SHOWN and not need.required:
+                continue
         shown = str(found[0]) if len(found) == 1 else str(Path(root) / need.path)
         rows.append([need.what, os.path.relpath(shown, root), state])
+    if len(lacking) > SHOWN:
+        rows.append([f"and {len(lacking) - SHOWN:,} more", "", "MISSING, not read"])
     if rows:
         table(f"{plan.title}: files below {root}", ["what", "path", ""], rows)
     if missing:

@@ -9,7 +9,7 @@ from pathlib import Path
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
 from xlcm.data.sources.columns import check_lang
-from xlcm.data.sources.downloads import Downloads, add_downloads
+from xlcm.data.sources.downloads import BY_ROW, REPEATED, Downloads, Urls, add_downloads
 from xlcm.data.sources.text_lines import find, iter_lines, raw_lines
 from xlcm.types import Caption, Item
 
@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--engine", default="uc2", metavar="NAME",
                         help="the machine that made them (default: uc2)")  # fmt: skip
+    parser.add_argument("--drop-duplicates", action="store_true",
+                        help="leave out rows whose URL was there before, and training rows with "
+                        "the URL of a validation row")  # fmt: skip
     add_downloads(parser, default="{row:09d}.jpg", fields="{split} and {row}, from 1")
 
 
@@ -37,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Import; exit code as of `run_import`."""
     translations = read_translations(args.translations, args.splits)
     downloads = Downloads(args.image_name, args.downloaded, {"split": "train", "row": 1})
-    plan = make_plan(args.root, args.splits, translations, downloads, engine=args.engine)
+    plan = make_plan(args.root, args.splits, translations, downloads, engine=args.engine,
+                     drop_duplicates=args.drop_duplicates)  # fmt: skip
     return run_import(plan, args)
 
 
@@ -71,6 +75,7 @@ def make_plan(
     downloads: Downloads,
     *,
     engine: str = "uc2",
+    drop_duplicates: bool = False,
 ) -> Plan:
     """Return what is read of CC3M.
 
@@ -80,14 +85,19 @@ def make_plan(
         translations: see `read_translations`.
         downloads: how the pictures are called.
         engine: that made the translations.
+        drop_duplicates: leave out rows whose URL was there before; those of val come first.
     """
-    skipped = Skipped()
+    skipped, urls = Skipped(), Urls(drop=drop_duplicates)
 
     def items() -> Iterator[Item]:
+        if len(splits) > 1:
+            for number, _, _, url in read_rows(find(root, FILES["val"])):
+                urls.hold(url, f"val-{number}")
         for split in splits:
             yield from read_split(
-                root, split, translations[split], downloads, engine=engine, skipped=skipped
-            )
+                root, split, translations[split], downloads, urls=urls, engine=engine,
+                skipped=skipped,
+            )  # fmt: skip
 
     needs = [Need(FILES[split], f"English captions and URLs, {split}") for split in splits]
     for split in splits:
@@ -104,17 +114,18 @@ def make_plan(
         needs=tuple(needs),
         items=items,
         expected={split: Expected(ROWS[split], {"en human": ROWS[split]}) for split in splits},
-        key=picture_key,
+        key=lambda item: f"cc3m:{urls.picture(item)}",
         skipped=skipped,
         notes=(
             "the line number is the only key: never take lines out of one language's file alone.",
             "alt text and its translations are noisy: dates, names, # for digits.",
+            BY_ROW,
         ),
     )
 
 
 def picture_key(item: Item) -> str:
-    """Return what tells the picture apart over data sets."""
+    """Return `cc3m:<split>-<row>`; that two rows show one picture is told by URLs alone."""
     return f"cc3m:{item.id}"
 
 
@@ -124,6 +135,7 @@ def read_split(
     translations: Mapping[str, str],
     downloads: Downloads,
     *,
+    urls: Urls,
     engine: str,
     skipped: Skipped,
 ) -> Iterator[Item]:
@@ -137,32 +149,46 @@ def read_split(
     files = {lang: find(root, name) for lang, name in translations.items()}
     _same_length(path, files)
     others = {lang: iter_lines(file) for lang, file in files.items()}
+    for number, where, text, url in read_rows(path):
+        identity = f"{split}-{number}"
+        rows = {lang: next(lines)[1] for lang, lines in others.items()}
+        if urls.repeats(url, identity):
+            skipped.add(where, REPEATED)
+            continue
+        captions = []
+        if text:
+            captions.append(Caption(f"{identity}#en.0", "en", text))
+        else:
+            skipped.add(where)
+        for lang, row in rows.items():
+            translated = _text(row, url, files[lang], number)
+            if not translated:
+                skipped.add(f"{files[lang]}:{number}")
+                continue
+            of = captions[0].id if text else None
+            captions.append(Caption(f"{identity}#{lang}.mt.0", lang, translated, "mt", of, engine))
+        image = downloads.name(url, split=split, row=number)
+        yield Item(identity, split, tuple(captions), image, where=where)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Yield (number from 1, `file:line`, caption, URL) of every line; captions may be empty.
+
+    Raises:
+        DataError: for a line that isn't `caption<tab>url`, as `file:line`.
+    """
     for number, line in iter_lines(path):
         where = f"{path}:{number}"
         text, tab, url = line.partition("\t")
         if not tab or not url.strip():
             raise DataError(f"{where}: expected <caption><tab><url>, got {line[:60]!r}")
-        identity = f"{split}-{number}"
-        captions = []
-        if text.strip():
-            captions.append(Caption(f"{identity}#en.0", "en", text.strip()))
-        else:
-            skipped.add(where)
-        for lang, lines in others.items():
-            translated = _text(next(lines)[1], url, files[lang], number)
-            if not translated:
-                skipped.add(f"{files[lang]}:{number}")
-                continue
-            of = captions[0].id if text.strip() else None
-            captions.append(Caption(f"{identity}#{lang}.mt.0", lang, translated, "mt", of, engine))
-        image = downloads.name(url.strip(), split=split, row=number)
-        yield Item(identity, split, tuple(captions), image, where=where)
+        yield number, where, text.strip(), url.strip()
 
 
 def _text(line: str, url: str, path: Path, number: int) -> str:
     """Return the caption of a line, which may repeat the URL as a proof of its place."""
     text, tab, behind = line.partition("\t")
-    if tab and behind.strip() != url.strip():
+    if tab and behind.strip() != url:
         raise DataError(f"{path}:{number}: behind the tab is {behind[:60]!r}, in the English file "
                         f"{url[:60]!r}: the lines don't belong together")  # fmt: skip
     return text.strip()

@@ -1,12 +1,17 @@
-"""How a user's downloaded pictures are called: by the row's number, or by a list of URLs."""
+"""Pictures by URL: what a user's downloads are called, and which rows show one picture."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Mapping
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.text_lines import iter_lines
+from xlcm.types import Item
+
+REPEATED = "rows whose URL was there before"
+BY_ROW = "--against compares numbers of rows alone, as manifests have no URLs."
 
 
 def add_downloads(parser: argparse.ArgumentParser, *, default: str, fields: str) -> None:
@@ -16,6 +21,45 @@ def add_downloads(parser: argparse.ArgumentParser, *, default: str, fields: str)
                         help=f"a picture's path, made of {fields} (default: {shown})")  # fmt: skip
     parser.add_argument("--downloaded", metavar="FILE", help="instead: lines <url><tab><path> of "
                         "the pictures that could be fetched")  # fmt: skip
+
+
+class Urls:
+    """Tells which rows have one URL; a manifest doesn't have them.
+
+    A training row with the URL of a held-out row is the same picture, which is told as a leak.
+
+    Args:
+        drop: leave out rows whose URL was there before; the held-out ones come before all others.
+    """
+
+    def __init__(self, *, drop: bool) -> None:
+        self._held: dict[bytes, str] = {}  # digest -> the first held-out item
+        self._first: dict[str, str] = {}  # other items with those URLs -> that item
+        self._seen: set[bytes] | None = set() if drop else None
+
+    def hold(self, url: str, identity: str) -> None:
+        """Note the URL of a held-out row; call it for all of them before `repeats`."""
+        self._held.setdefault(_digest(url), identity)
+
+    def repeats(self, url: str, identity: str) -> bool:
+        """Whether the row is to be left out, as one before it, or a held-out one, has its URL."""
+        digest = _digest(url)
+        first = self._held.get(digest, identity)
+        if self._seen is not None:
+            if first != identity or digest in self._seen:
+                return True
+            self._seen.add(digest)
+        if first != identity:
+            self._first[identity] = first
+        return False
+
+    def picture(self, item: Item) -> str:
+        """Return the id of the item that stands for the picture."""
+        return self._first.get(item.id, item.id)
+
+
+def _digest(url: str) -> bytes:
+    return hashlib.blake2b(url.encode(), digest_size=10).digest()
 
 
 class Downloads:

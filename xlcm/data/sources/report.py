@@ -27,7 +27,7 @@ OWN = frozenset({"coco-json", "csv", "folder", "hf", "jsonl", "lines"})
 """Readers of a user's own files: only the ids can say which pictures they show."""
 
 # quotes inside a JSON string are escaped, so these are keys; the captions come behind them
-_PATHS = re.compile(rb', "(?:image|video)": "(?:[^"\\]|\\.)*"')
+_PATHS = re.compile(rb', "(?:image|video)": "(?:[^"\\]|\\.)*"|, "segment": \[[^]]*\]')
 _CAPTIONS = b', "captions": ['
 
 
@@ -109,7 +109,8 @@ class Report:
     ) -> None:
         """Digest the manifest's lines and compare the splits with each other and with others.
 
-        A path says where one person keeps the picture, and is left out of the digest.
+        A path says where one person keeps the picture, and is left out of the digest; so is the
+        segment of a video, which goes with the path and stands in the id.
         """
         digests = {split: hashlib.sha256() for split in self.written}
         for split, (_, _, raw) in zip(self._order, lines(out), strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
 from xlcm.data.sources.csv import read_table
-from xlcm.data.sources.downloads import Downloads, add_downloads
+from xlcm.data.sources.downloads import BY_ROW, REPEATED, Downloads, Urls, add_downloads
 from xlcm.data.sources.text_lines import find_all, iter_lines
 from xlcm.types import Caption, Item
 
@@ -27,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="A-B,C", help="which tables are read, such as 0-15,20; "
                         "none: only the test (default: all that are there)")  # fmt: skip
     parser.add_argument("--drop-duplicates", action="store_true",
-                        help="leave out rows whose URL was there before")  # fmt: skip
+                        help="leave out rows whose URL was there before, and training rows with "
+                        "the URL of a test row")  # fmt: skip
     add_downloads(
         parser, default="{shard}/{row:06d}.jpg", fields="{shard} (or test) and {row}, from 1"
     )
@@ -70,23 +70,31 @@ def make_plan(
         root: the folder of the tables, or the one that `wukong_release` lies in.
         shards: numbers of the tables; None: all that are there.
         downloads: how the pictures are called.
-        drop_duplicates: leave out rows whose URL was there before.
+        drop_duplicates: leave out rows whose URL was there before; the test's come first.
     """
-    skipped = Skipped()
+    skipped, urls = Skipped(), Urls(drop=drop_duplicates)
     inside = "wukong_release/" if find_all(root, "wukong_release") else ""
+    lacking: list[tuple[str, str]] = []  # published and not there
+    every = shards is None
     if shards is None:
-        numbers = range(SHARDS)
-        shards = [n for n in numbers if find_all(root, inside + SHARD.format(n))]
+        there = {n for n in range(SHARDS) if find_all(root, inside + SHARD.format(n))}
+        lacking = [(inside + SHARD.format(n), "train") for n in range(SHARDS) if n not in there]
+        shards = sorted(there)
     has_test = bool(find_all(root, inside + TEST)) or bool(find_all(root, TEST))
     test = inside + TEST if find_all(root, inside + TEST) else TEST
     files = [(inside + SHARD.format(n), "train", str(n)) for n in shards]
-    files += [(test, "test", "test")] if has_test or not files else []
+    if has_test or not files:
+        files.append((test, "test", "test"))
+    else:
+        lacking.append((test, "test"))
 
     def items() -> Iterator[Item]:
-        seen: set[bytes] | None = set() if drop_duplicates else None
+        if has_test:
+            for number, _, url, _ in read_rows(find_all(root, test)[0], "test"):
+                urls.hold(url, f"test-{number}")
         for name, split, shard in files:
             path = find_all(root, name)[0]
-            yield from read_shard(path, split, shard, downloads, seen=seen, skipped=skipped)
+            yield from read_shard(path, split, shard, downloads, urls=urls, skipped=skipped)
 
     return Plan(
         name="wukong",
@@ -95,21 +103,29 @@ def make_plan(
         "the pictures yourself by their URLs (img2dataset). Many links are dead.",
         terms="The list is CC BY-NC-SA 4.0; pictures belong to their sites.",
         cite="Gu et al. 2022, https://arxiv.org/abs/2202.06767",
-        needs=tuple(Need(name, f"URLs and captions, {split}") for name, split, _ in files),
+        needs=(
+            *(Need(name, f"URLs and captions, {split}") for name, split, _ in files),
+            *(
+                Need(name, f"URLs and captions, {split}", required=False)
+                for name, split in lacking
+                if shards
+            ),
+        ),
         items=items,
-        expected={"test": Expected(TEST_ROWS)} if has_test else {},
-        key=picture_key,
+        expected={"test": Expected(TEST_ROWS)} if has_test or every else {},
+        key=lambda item: f"wukong:{urls.picture(item)}",
         skipped=skipped,
         notes=(
             "duplicates are by URL (--drop-duplicates) and by picture (`xlcm data check --hash`).",
             "no clean test set unless it is compared with what is tested on; names of persons are "
             "replaced by a token.",
+            BY_ROW,
         ),
     )
 
 
 def picture_key(item: Item) -> str:
-    """Return what tells the picture apart over data sets."""
+    """Return `wukong:<shard>-<row>`; that two rows show one picture is told by URLs alone."""
     return f"wukong:{item.id}"
 
 
@@ -119,7 +135,7 @@ def read_shard(
     shard: str,
     downloads: Downloads,
     *,
-    seen: set[bytes] | None,
+    urls: Urls,
     skipped: Skipped,
 ) -> Iterator[Item]:
     """Yield the rows of one table, whose first columns are URL and caption.
@@ -129,8 +145,27 @@ def read_shard(
         split: of the items.
         shard: what the items are called by: `<shard>-<row>`.
         downloads: how the pictures are called.
-        seen: checksums of the URLs so far, to leave out those that come again; None: keep all.
+        urls: of the rows so far.
         skipped: told of rows that are left out.
+
+    Raises:
+        DataError: as `file:line`.
+    """
+    for number, where, url, text in read_rows(path, split):
+        identity = f"{shard}-{number}"
+        if not text:
+            skipped.add(where, "rows without caption")
+            continue
+        if urls.repeats(url, identity):
+            skipped.add(where, REPEATED)
+            continue
+        captions = (Caption(f"{identity}#zh.0", "zh", text),)
+        image = downloads.name(url, shard=shard, row=number)
+        yield Item(identity, split, captions, image, where=where)
+
+
+def read_rows(path: Path, split: str) -> Iterator[tuple[int, str, str, str]]:
+    """Yield (number from 1, `file:line`, URL, caption) of every row; captions may be empty.
 
     Raises:
         DataError: as `file:line`.
@@ -142,17 +177,4 @@ def read_shard(
         cells = list(row.values.values())
         if len(cells) < 2:
             raise DataError(f"{row.where}: expected URL and caption, got {cells}")
-        url, text = cells[0].strip(), cells[1].strip()
-        if not text:
-            skipped.add(row.where, "rows without caption")
-            continue
-        if seen is not None:
-            checksum = hashlib.blake2b(url.encode(), digest_size=10).digest()
-            if checksum in seen:
-                skipped.add(row.where, "rows whose URL was there before")
-                continue
-            seen.add(checksum)
-        identity = f"{shard}-{number}"
-        captions = (Caption(f"{identity}#zh.0", "zh", text),)
-        image = downloads.name(url, shard=shard, row=number)
-        yield Item(identity, split, captions, image, where=row.where)
+        yield number, row.where, cells[0].strip(), cells[1].strip()
