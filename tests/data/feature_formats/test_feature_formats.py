@@ -245,6 +245,26 @@ def test_regions_of_a_padded_npz_are_cut_to_their_number_and_boxes_to_shares(tmp
         open_features(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("count", [0, 4])
+@pytest.mark.parametrize("ending", ["npz", "h5"])
+def test_an_impossible_number_of_regions_is_refused_and_named(tmp_path, ending, count):
+    path = tmp_path / f"x.{ending}"
+    arrays = {"features": np.ones((2, 3, DIM), np.float32), "boxes": np.full((2, 3, 4), 0.5),
+              "num_boxes": np.array([2, count])}  # fmt: skip
+    if ending == "h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["ids"] = ["7", "8"]
+            for name, value in arrays.items():
+                file[name] = value
+    else:
+        np.savez(path, ids=np.array(["7", "8"]), **arrays)
+    store = open_features(path)
+    assert store["7"].shape == (2, DIM)
+    for read in (store.__getitem__, store.boxes):
+        with pytest.raises(DataError, match=rf"'8' can't be read: .*frames is {count}, of 3 rows"):
+            read("8")
+
+
 @pytest.mark.parametrize("write", [npz_by_key, npy_folder])
 def test_an_item_without_any_frame_is_refused(tmp_path, write):
     store = open_features(write(tmp_path, {**frames(), "none": np.zeros((0, DIM), np.float32)}))

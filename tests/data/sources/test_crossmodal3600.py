@@ -40,6 +40,18 @@ def test_older_codes_are_read(root):
     assert [(c.lang, c.text) for c in items["0c"].captions] == [("fil", "y"), ("he", "x")]
 
 
+def test_a_language_without_captions_is_counted_and_refused_if_it_was_asked_for(root):
+    append(root, {"image/key": "0c", "de": {"caption": ["x"]}})
+    _, _, report = imported(source, root)
+    left = {why: told["count"] for why, told in report["left_out"].items()}
+    assert left["captions in de that a picture doesn't have"] == 2
+    assert left["captions in sw that a picture doesn't have"] == 3
+    _, items, report = imported(source, root, "--langs", "de", "en")
+    assert [len(item.captions) for item in items.values()] == [2, 2, 1]
+    with pytest.raises(DataError, match=r"captions\.jsonl: no picture has captions in 'sw'; take"):
+        imported(source, root, "--langs", "de", "sw")
+
+
 def test_pictures_are_named_by_their_key(root, tmp_path):
     (tmp_path / "pics").mkdir()
     for key in ("0a", "0b"):

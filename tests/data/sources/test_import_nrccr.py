@@ -146,6 +146,16 @@ def test_empty_texts_are_left_out_and_counted(tmp_path):
     assert told(tmp_path)["left_out"]["captions without text"]["count"] == 1
 
 
+def test_a_way_back_never_stands_without_the_way_there(tmp_path):
+    text = nrccr_videos(tmp_path, "vatex", CLIPS)
+    line_set(text / "vatextrain_google_enc2zh.caption.txt", 1, f"{CLIPS[0]}#enc2zh#0 ")
+    command("nrccr", tmp_path, *VATEX)
+    captions = {c.id: c.of for c in items(tmp_path)[CLIPS[0]].captions}
+    assert [name for name in captions if "#en.back" in name] == [f"{CLIPS[0]}#en.back.1"]
+    left = told(tmp_path)["left_out"]
+    assert left["ways back of translations without text"]["count"] == 1
+
+
 def test_a_line_twice_another_tag_and_another_form_are_named(tmp_path, capsys):
     text = nrccr_videos(tmp_path, "vatex", CLIPS)
     file = text / "vatexval_zh.caption.txt"

@@ -87,6 +87,24 @@ def test_translations_are_linked_by_number_and_in_the_test_by_clip(tmp_path):
     ]  # fmt: skip
 
 
+def test_captions_without_a_translation_are_counted(tmp_path):
+    msrvtt(tmp_path)
+    rows = [{"video_id": "video1", "caption": text, "sen_id": n} for n, text in ((3, "x"), (2, ""))]
+    put(tmp_path / "de.json", {"sentences": rows})
+    put(tmp_path / "fr.csv", "video_id,sentence\nvideo3,un chien\n")
+    words = ("--translations", "de=de.json", "fr=fr.csv")
+    command("msrvtt", tmp_path, *words)
+    found, left = items(tmp_path), told(tmp_path)["left_out"]
+    for lang, empty in (("de", 1), ("fr", 0)):
+        gaps = left[f"translations into {lang} that don't exist"]
+        captions = [c for item in found.values() for c in item.captions]
+        of = {c.of for c in captions if c.lang == lang}
+        english = [c for c in captions if c.lang == "en"]
+        assert gaps["count"] == len([c for c in english if c.id not in of]) - empty > 0
+    assert left["captions without text"]["count"] == 1
+    assert "(video0#en.0)" in left["translations into de that don't exist"]["first"][0]
+
+
 def test_translations_of_other_files_are_refused(tmp_path, capsys):
     msrvtt(tmp_path)
     for number in (4, 99, None, [3]):

@@ -23,6 +23,7 @@ from xlcm.data.feature_formats.base import (
     kind_of,
     numbered,
     plain,
+    real_rows,
     refuse_ids,
 )
 from xlcm.data.feature_formats.ids import array_ids, find_ids, load_array, read_ids
@@ -137,7 +138,7 @@ class NpzReader(MatrixReader):
         return found.reshape(shape)
 
     def _cut(self, place: int, found: np.ndarray) -> np.ndarray:
-        return found if self._counts is None else found[: max(int(self._counts[place]), 1)]
+        return found if self._counts is None else real_rows(found, int(self._counts[place]))
 
     def _closed(self) -> tuple[str, ...]:
         return ("_matrix", "_zip", "_box_values")

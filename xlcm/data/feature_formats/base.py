@@ -117,12 +117,18 @@ class FeatureReader(FeatureStore):
         """Return the corners of an item's regions, `(T, 4)` float32, shares of the picture.
 
         Raises:
-            DataError: if the file has no boxes, or they are in pixels of an unknown size.
+            DataError: if the file has no boxes, or they are in pixels of an unknown size, or of
+                an impossible number.
         """
         place = self._where(key)
         if not self.has_boxes:
             raise DataError(f"{self.folder}: there are no boxes in it")
-        found, size = self._read_boxes(place)
+        try:
+            found, size = self._read_boxes(place)
+        except DataError:
+            raise
+        except ValueError as error:
+            self._unreadable(key, str(error), error)
         return torch.from_numpy(corners_from(np.asarray(found), size, f"{self.folder}, {key!r}"))
 
     def view(self, key: str, number: int) -> Tensor:
@@ -222,6 +228,18 @@ def first_of(names: Sequence[str], known: Sequence[str]) -> str | None:
     """Return the first of `names` that is known, in whatever case it is written."""
     lowered = {name.lower(): name for name in known}
     return next((lowered[name] for name in names if name in lowered), None)
+
+
+def real_rows(found: np.ndarray, count: int) -> np.ndarray:
+    """Return the first `count` rows, those that are no padding.
+
+    Raises:
+        ValueError: if that is none of them, or more than there are.
+    """
+    if not 0 < count <= len(found):
+        raise ValueError(f"its number of regions or frames is {count}, of {len(found)} rows; take "
+                         "such items out of the data")  # fmt: skip
+    return found[:count]
 
 
 def refuse_ids(path: Path, ids: Path | None) -> None:

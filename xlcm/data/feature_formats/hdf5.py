@@ -17,6 +17,7 @@ from xlcm.data.feature_formats.base import (
     first_of,
     kind_of,
     numbered,
+    real_rows,
     refuse_ids,
 )
 from xlcm.data.feature_formats.ids import array_ids, find_ids, read_ids
@@ -122,8 +123,7 @@ class HDF5Reader(FeatureReader):
     def _cut(self, root: Any, place: int, found: np.ndarray) -> np.ndarray:
         if self._counts is None or found.ndim < 2:
             return found
-        count = int(root[self._counts][place])
-        return found[: max(count, 1)]
+        return real_rows(found, int(root[self._counts][place]))
 
     def _read_boxes(self, place: Any) -> tuple[np.ndarray, tuple[float, float] | None]:
         root = self._root()

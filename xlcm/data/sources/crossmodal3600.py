@@ -49,12 +49,13 @@ def plan(
         images: folders of pictures, `<image key>.jpg`.
 
     Raises:
-        DataError: for a language that it does not have.
+        DataError: for a language that it does not have; later, for one of `langs` that no picture
+            has captions in.
     """
     chosen, skipped = chosen_langs(langs, LANGS), Skipped()
 
     def items() -> Iterator[Item]:
-        index, met = PictureIndex(images), dict[str, str]()
+        index, met, silent = PictureIndex(images), dict[str, str](), set(chosen)
         path = find(root, FILE)
         for number, row in read_jsonl(path):
             where, identity = f"{path}:{number}", row.get("image/key")
@@ -67,13 +68,19 @@ def plan(
             for lang in chosen:
                 part = row.get(lang, row.get(NAMES.get(lang, lang)))
                 if part is None:
+                    skipped.add(where, f"captions in {lang} that a picture doesn't have")
                     continue
+                silent.discard(lang)
                 if not isinstance(part, dict) or not isinstance(part.get("caption"), list):
                     raise DataError(f"{where}: {lang!r} must be an object with a list 'caption', "
                                     f"got {part!r:.60}")  # fmt: skip
                 captions += captions_of(identity, lang, part["caption"], where, skipped)
             file = index.find(identity, f"{identity}.jpg")
             yield Item(identity, "test", tuple(captions), file, where=where)
+        if langs and silent and met:
+            first = next(lang for lang in chosen if lang in silent)
+            raise DataError(f"{path}: no picture has captions in {first!r}; take it out of "
+                            "--langs, or get the file again")  # fmt: skip
 
     return Plan(
         name="crossmodal3600",

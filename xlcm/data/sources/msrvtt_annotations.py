@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Annotations:
     """All clips with their captions, and the sentences of a test.
 
     Args:
-        skipped: told of captions without text.
+        skipped: told of captions without text, and of translations that don't exist.
 
     Attributes:
         parts: official part by clip, in the order of the files.
@@ -37,6 +37,8 @@ class Annotations:
     captions: dict[str, list[Caption]] = field(default_factory=dict)
     tests: dict[str, list[Caption]] = field(default_factory=dict)
     _clip_of: dict[Any, tuple[str, str]] = field(default_factory=dict)  # sen_id -> clip, caption
+    _langs: dict[str, None] = field(default_factory=dict)  # of translations
+    _empty: set[tuple[str, str]] = field(default_factory=set)  # lang, caption: translated as ""
 
     def add(self, path: Path) -> None:
         """Read an annotation file.
@@ -78,6 +80,7 @@ class Annotations:
         Raises:
             DataError: for a number that no sentence or another clip has, or that is there twice.
         """
+        self._langs[lang] = None
         done: set[str] = set()
         for i, row in enumerate(_official(path)[1]):
             where = f"{path}: sentences[{i}]"
@@ -90,6 +93,7 @@ class Annotations:
                                 "files don't belong together")  # fmt: skip
             if not text:
                 self.skipped.add(where)
+                self._empty.add((lang, of))
                 continue
             identity = f"{clip}#{lang}.mt.{of.rpartition('.')[2]}"
             if identity in done:
@@ -99,6 +103,7 @@ class Annotations:
 
     def add_test(self, path: Path, lang: str, engine: str | None) -> None:
         """Read translations of the test of 1k-A."""
+        self._langs[lang] = None
         for clip, (where, text) in read_test(path).items():
             if text:
                 made = Caption(
@@ -107,6 +112,7 @@ class Annotations:
                 self.tests.setdefault(clip, []).append(made)
             else:
                 self.skipped.add(where)
+                self._empty.add((lang, f"{clip}#en.test"))
 
     def items(self, args: argparse.Namespace) -> Iterator[Item]:
         """Yield the clips of the split that the options name; a listed test keeps its order.
@@ -162,7 +168,18 @@ class Annotations:
                 else:
                     captions = []
                     self.skipped.add(where)
+            self._tell_gaps(captions, where)
             yield Item(clip, split, tuple(captions), video=clip + ANY_VIDEO, where=where)
+
+    def _tell_gaps(self, captions: Sequence[Caption], where: str) -> None:
+        """Count English captions without a translation, in each language that some have one in."""
+        there = {(caption.lang, caption.of) for caption in captions} if self._langs else set()
+        for lang in self._langs:
+            for caption in captions:
+                pair = lang, caption.id
+                if caption.lang == "en" and pair not in there and pair not in self._empty:
+                    why = f"translations into {lang} that don't exist"
+                    self.skipped.add(f"{where} ({caption.id})", why)
 
 
 def read_test(path: Path) -> dict[str, tuple[str, str]]:

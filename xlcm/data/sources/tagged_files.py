@@ -158,11 +158,15 @@ def _check_pairs(
     """Compare a translation with its source, line by line; with `skip` what is alone is noted."""
     way_out = "get both files again, or leave it out with --unpaired skip"
     for identity, own in lines.items():
-        for n in [n for n in own if n not in made_from.get(identity, {})]:
+        sources = made_from.get(identity, {})
+        for n in [n for n in own if n not in sources]:
             if not skip:
                 raise DataError(f"{own[n][0]}: it was made from {identity}#{source.tags[0]}#{n}, "
                                 f"which {source.path} doesn't have; {way_out}")  # fmt: skip
             skipped.add(own.pop(n)[0], "translations without their source")
+        if file.origin == "back":  # of a translation that is left out it would stand alone
+            for n in [n for n in own if own[n][1] and not sources[n][1]]:
+                skipped.add(own.pop(n)[0], "ways back of translations without text")
     for identity, own in made_from.items():
         for n, (where, text) in own.items():
             if text and n not in lines.get(identity, {}):
