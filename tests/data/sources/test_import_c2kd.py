@@ -178,6 +178,17 @@ def test_chinese_of_vatex_is_peoples_and_linked_to_nothing(tmp_path):
     assert [(c.origin, c.of) for c in captions] == [("human", None)] * 3
 
 
+def test_peoples_captions_are_paired_by_their_place_when_asked_for(tmp_path, capsys):
+    row = {"id": "v_000000_000010", "captions": {"en": ["A.", "B."], "zh": ["船", "红船"]}}
+    converted(tmp_path, "train", row)
+    command("c2kd", tmp_path, "--dataset", "vatex", "--pair")
+    captions = items(tmp_path)["v_000000_000010"].captions
+    assert [(c.lang, c.origin, c.of) for c in captions] == [
+        ("en", "human", None), ("en", "human", None),
+        ("zh", "human", "v_000000_000010#en.0"), ("zh", "human", "v_000000_000010#en.1"),
+    ]  # fmt: skip
+
+
 def test_gaps_of_rudder_stay_gaps_and_are_counted(tmp_path):
     converted(tmp_path, "test", {"id": "r1", "captions": {"en": ["A."], "hi": ["नाव"]}},
               {"id": "r2", "captions": {"en": ["B."], "hi": None, "mr": ""}})  # fmt: skip

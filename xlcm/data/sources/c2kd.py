@@ -88,6 +88,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of every command that reads converted files."""
     parser.add_argument("--langs", nargs="+", metavar="CODE", help="default: all that are there")
     parser.add_argument("--engine", metavar="NAME", help="what made the machine translations")
+    parser.add_argument("--pair", action="store_true", help="people's captions too are of the "
+                        "English one at the same place, as C2KD's code takes them")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +110,7 @@ def converted(
     """Return what a folder of converted files holds.
 
     Args:
-        args: with `root`, `langs` and `engine`.
+        args: with `root` and what `add_options` declares.
         dataset: a key of `KNOWN`.
         name: of the source.
         human: languages that people wrote; None: as known.
@@ -128,7 +130,9 @@ def converted(
 
     def items() -> Iterator[Item]:
         for split, path in splits.items():
-            yield from read_rows(path, split, written, args.langs, args.engine, skipped)
+            yield from read_rows(
+                path, split, written, args.langs, args.engine, skipped, pair=args.pair
+            )
 
     needs = [Need(path.name, f"captions of {split}") for split, path in splits.items()]
     needs += [
@@ -172,10 +176,13 @@ def read_rows(
     langs: Sequence[str] | None,
     engine: str | None,
     skipped: Skipped,
+    *,
+    pair: bool = False,
 ) -> Iterator[Item]:
     """Yield the items of one converted file.
 
-    Captions of one index are one sentence in all languages: a translation names its English one.
+    Captions of one index are one sentence in all languages: a translation names its English one,
+    and with `pair` so do people's captions.
 
     Raises:
         DataError: naming file, line and key.
@@ -203,7 +210,8 @@ def read_rows(
         for lang in sorted(wanted, key=lambda lang: lang != "en"):
             own = texts.get(lang, [])
             origin: Origin = "human" if lang in human else "mt"
-            if origin == "mt" and english and own and len(own) != len(english):
+            linked = lang != "en" and (pair or origin == "mt")
+            if linked and english and own and len(own) != len(english):
                 raise DataError(f"{where}: {len(own)} captions in {lang}, {len(english)} in en; "
                                 "those of one index must be one sentence")  # fmt: skip
             if not own:
@@ -212,7 +220,7 @@ def read_rows(
                 if not text.strip():
                     skipped.add(where, f"captions in {lang} without text")
                     continue
-                made = origin == "mt" and n < len(english) and english[n].strip()
+                made = linked and n < len(english) and english[n].strip()
                 captions.append(
                     Caption(f"{identity}#{lang}{'' if origin == 'human' else '.mt'}.{n}", lang,
                             text.strip(), origin, f"{identity}#en.{n}" if made else None,
