@@ -15,6 +15,7 @@ import xlcm.losses.info_nce
 import xlcm.losses.sigmoid
 import xlcm.losses.triplet
 from xlcm.distributed import gather, local_rows, rank, world
+from xlcm.losses import score_tiles, tiled
 from xlcm.losses.base import PairLoss
 from xlcm.losses.info_nce import InfoNCELoss
 from xlcm.losses.sigmoid import SigmoidLoss
@@ -176,11 +177,10 @@ def test_every_loss_has_the_gradients_of_one_process(processes, number, double):
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
-@pytest.mark.parametrize("loss", ["info_nce", "info_nce_tiled"])
-def test_the_gradient_comparison_rejects_wrong_gathers(processes, loss, number):
+def test_the_gradient_comparison_rejects_wrong_gathers(processes, number):
     variants = [name for name in VARIANTS if name != "right"]
-    cases = [(loss, name, True) for name in variants]
-    wanted = step(loss, "right", True)
+    cases = [("info_nce", name, True) for name in variants]
+    wanted = step("info_nce", "right", True)
     found = dict(zip(variants, processes.run(number, steps, cases)[0]))
     measured = {name: gaps(result, wanted) for name, result in found.items()}
     towers = {
@@ -192,6 +192,68 @@ def test_the_gradient_comparison_rejects_wrong_gathers(processes, loss, number):
     # and why the gradients must be compared: the loss of three of them is right
     same_loss = {name for name, errors in measured.items() if errors["loss"] < 1e-13}
     assert same_loss == set(VARIANTS) - {"right", "no_gather"}
+
+
+def test_the_gradient_comparison_rejects_a_wrong_gather_of_the_side_that_tiles_gather(processes):
+    wanted = step("info_nce_tiled", "right", True)
+    found = processes.run(2, step, "info_nce_tiled", "own_slice_only", True)[0]
+    errors = gaps(found, wanted)
+    assert errors.pop("text.weight") > 0.05
+    assert max(errors.values()) < 1e-13
+
+
+def uneven_step(tiled: str) -> list:
+    """Gradients where each process weighs its own loss, at a scale that needs the safe way too."""
+    out = []
+    for scale in (3.0, 300.0):
+        torch.manual_seed(rank())
+        image, text = (nn.functional.normalize(torch.randn(4, 5).double()) for _ in range(2))
+        image, text = (-text[:1].expand(4, -1) if scale > 9 else image), text
+        leaves = [image.clone().requires_grad_(), text.requires_grad_()]
+        loss = InfoNCELoss(tiled=tiled, label_smoothing=0.1)
+        group = torch.tensor([0, 1, 0, 2 + rank()])
+        value = loss(*leaves, group=group, scale=scale)
+        slopes = torch.autograd.grad(value, leaves, torch.tensor(1.0 + rank()).double())
+        out += [value.detach(), *slopes]
+    return [one.tolist() for one in out]
+
+
+def test_tiles_follow_each_process_s_own_weight_as_the_plain_form_does(processes):
+    plain, tiles = (processes.run(3, uneven_step, way) for way in ("never", "always"))
+    for one, other in zip(plain, tiles):
+        for wanted, found in zip(one, other):
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted))
+
+
+def scores_made(rows: int) -> int:
+    """How many scores one process makes in a step; and what their gradients are multiplied with."""
+    found = {"tile": 0, "add": 0}
+
+    def counting(name, kind):
+        real = getattr(kind, name)
+
+        def run(self, row, column, tile):
+            found[name] += tile.numel()
+            return real(self, row, column, tile)
+
+        return mock.patch.object(kind, name, run)
+
+    mine = local_rows(rows // world())
+    sides = nn.functional.normalize(torch.randn(2, rows, 4), dim=2)[:, mine]
+    leaves = [side.clone().requires_grad_() for side in sides]
+    with (
+        mock.patch.object(tiled, "KEPT", 0),
+        counting("tile", score_tiles.Scores),
+        counting("add", score_tiles.Gradients),
+    ):
+        InfoNCELoss(tiled="always")(*leaves, group=mine, scale=3.0).backward()
+    assert found["tile"] == 2 * found["add"]  # forward and again backward
+    return found["add"]
+
+
+def test_processes_share_the_scores_of_one_process_in_tiles(processes):
+    assert scores_made(12) == 144
+    assert processes.run(3, scores_made, 12) == [48, 48, 48]
 
 
 # -- the gather itself ---------------------------------------------------------------------------
@@ -221,21 +283,23 @@ def test_gather_stacks_rows_in_the_order_of_ranks(processes):
         assert result["local"] == [2 * number, 2 * number + 1]
 
 
-def counted() -> dict:
+def counted(way: str) -> dict:
     image = torch.randn(3, 4, requires_grad=True)
     text = torch.randn(3, 4, requires_grad=True)
     with (
         mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as gathers,
         mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduces,
     ):
-        loss = InfoNCELoss()(image, text, group=torch.arange(3), scale=1.0)
+        loss = InfoNCELoss(tiled=way)(image, text, group=torch.arange(3), scale=1.0)
         loss.backward()
     return {"gathers": gathers.call_count, "reduces": reduces.call_count}
 
 
 def test_info_nce_gathers_each_tower_once(processes):
-    for result in processes.run(2, counted):
+    for result in processes.run(2, counted, "never"):
         assert result == {"gathers": 3, "reduces": 2}  # ids, images, texts; and two ways back
+    for result in processes.run(2, counted, "always"):  # ids, texts, columns, two single numbers
+        assert result == {"gathers": 5, "reduces": 1}
 
 
 def test_gather_on_one_process_is_the_tensor_itself():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -72,51 +72,48 @@ class InfoNCELoss(PairLoss):
         """
         self.check(image, text, group, scale, bias)
         some = None if present is None else Present(present, len(group))
-        sides = (image, gather(text)), (text, gather(image))
         everyone = gather(group)
         compute = self._in_tiles if in_tiles(self.tiled, len(group), len(everyone)) else self._plain
-        both = compute(*sides, scale, group, everyone, some)
+        both = compute(image, text, scale, group, everyone, some)
         return both if self.reduction == "sum" else both / 2
 
     def _in_tiles(
         self,
-        to_text: tuple[Tensor, Tensor],
-        to_image: tuple[Tensor, Tensor],
+        image: Tensor,
+        text: Tensor,
         scale: Tensor | float,
         group: Tensor,
         everyone: Tensor,
         some: Present | None,
     ) -> Tensor:
-        """Return both directions; on one process the same tiles serve the two."""
-        rows = len(group)
+        """Return both directions; the tiles of local images and all texts serve the two."""
+        sides, rows = (image, gather(text)), len(group)
         if some is not None:
             group, everyone = some.pair(group, everyone)
-            to_text, to_image = some.pair(*to_text), some.pair(*to_image)
-        options: dict[str, Any] = {
-            "scale": scale,
-            "row_group": group,
-            "column_group": everyone,
-            "smoothing": self.label_smoothing,
-        }
-        if world() == 1:
-            total = cross_entropy(*to_text, both=True, **options)
-        else:
-            total = cross_entropy(*to_text, **options) + cross_entropy(*to_image, **options)
+            sides = some.pair(*sides)
+        total = cross_entropy(
+            *sides,
+            scale=scale,
+            row_group=group,
+            column_group=everyone,
+            smoothing=self.label_smoothing,
+            both=True,
+        )
         return total / rows if some is None else some.mean(total)
 
     def _plain(
         self,
-        to_text: tuple[Tensor, Tensor],
-        to_image: tuple[Tensor, Tensor],
+        image: Tensor,
+        text: Tensor,
         scale: Tensor | float,
         group: Tensor,
         everyone: Tensor,
         some: Present | None,
     ) -> Tensor:
         """Return both directions; on one process one product serves the two."""
-        right = (group[:, None] == everyone).to(to_text[0].dtype)
-        forth = scale * to_text[0] @ to_text[1].T
-        back = forth.T if world() == 1 else scale * to_image[0] @ to_image[1].T
+        right = (group[:, None] == everyone).to(image.dtype)
+        forth = scale * image @ gather(text).T
+        back = forth.T if world() == 1 else scale * text @ gather(image).T
         return self._cross_entropy(forth, right, some) + self._cross_entropy(back, right, some)
 
     def _cross_entropy(self, logits: Tensor, right: Tensor, some: Present | None) -> Tensor:

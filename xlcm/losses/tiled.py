@@ -5,6 +5,11 @@ to six times. Here one sweep over its tiles gives the log-sum-exp of rows and co
 second one makes each tile again for the gradients of both sides: 4 U and memory for the gradients
 and a few tiles. The first tiles are kept until the second sweep, `KEPT` numbers at most, so that
 small matrices cost 3 U like the plain form.
+
+On several processes the local rows' tiles serve both directions as well. A column's log-sum-exp
+over the rows of all processes is that of what each process found, B numbers each; with it every
+process has the whole gradient at its own scores. So W processes do together what one would do
+alone, and gather one side only.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlcm.distributed import gather, rank
 from xlcm.losses.score_tiles import (
     Cut,
     Gradients,
@@ -101,24 +107,31 @@ class _CrossEntropy(torch.autograd.Function):
             del kept
             sums = _LogSumExp(scores, both, None)
             kept, pairs = _first_sweep(scores, cut, sums, right, 0)
+        sizes = gather(torch.tensor([len(rows)], device=rows.device)) if both else None
+        # before the sum over rows: where that is float32, their difference would be lost in it
+        value = (sums.rows - (1 - smoothing) * pairs[0]).sum()
+        if sizes is not None and sums.columns is not None:
+            start = int(sizes[: rank()].sum())
+            own = slice(start, start + len(rows))
+            found = gather(torch.stack([sums.columns, pairs[1]])[None])  # (W, 2, B)
+            sums.columns = found[:, 0].logsumexp(dim=0)
+            value = value + (sums.columns - (1 - smoothing) * found[:, 1].sum(dim=0))[own].sum()
+        if smoothing and len(columns):
+            alike = widened(rows.sum(dim=0)) @ widened(columns.sum(dim=0))
+            if both:
+                everyone = gather(widened(rows.sum(dim=0))[None]).sum(dim=0)
+                alike = alike + everyone @ widened(columns[own].sum(dim=0))
+            value = value - smoothing * scores.scale * alike / len(columns)
         ctx.save_for_backward(
-            rows, columns, scale, row_group, column_group, sums.rows, sums.columns, *kept
+            rows, columns, scale, row_group, column_group, sums.rows, sums.columns, sizes, *kept
         )
         ctx.shift, ctx.smoothing = sums.shift, smoothing
-        directions = 1 if sums.columns is None else 2
-        # before the sum over rows: where that is float32, their difference would be lost in it
-        value = (sums.rows - (1 - smoothing) * pairs).sum()
-        if sums.columns is not None:  # their right answers are the same ones
-            value = value + (sums.columns - (1 - smoothing) * pairs).sum()
-        if smoothing and len(columns):
-            mean = widened(rows.sum(dim=0)) @ widened(columns.sum(dim=0)) / len(columns)
-            value = value - directions * smoothing * scores.scale * mean
         return value.clamp(min=0).to(rows.dtype)  # rounding may leave -1e-8
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_second_derivative()
-        rows, columns, scale, row_group, column_group, of_rows, of_columns, *kept = (
+        rows, columns, scale, row_group, column_group, of_rows, of_columns, sizes, *kept = (
             ctx.saved_tensors
         )
         with torch.autocast(rows.device.type, enabled=False):
@@ -126,14 +139,15 @@ class _CrossEntropy(torch.autograd.Function):
             cut = Cut(len(rows), len(columns))
             right = Right(row_group, column_group, cut)
             found = Gradients(scores, ctx.needs_input_grad[:3])
-            weight = float(gradient)
-            directions = 1 if of_columns is None else 2
-            wrong = directions * weight * ctx.smoothing / max(1, len(columns))
-            of_pairs = (
-                directions * weight * (ctx.smoothing - 1) / widened(right.counts.to(rows.dtype))
-            )
-            of_pairs = of_pairs.to(rows.dtype)
-            softmax = _Softmax(ctx.shift, weight, of_rows, of_columns, rows.dtype)
+            weight = widened(gradient).expand(len(columns))  # of local rows, in each column
+            owners = None
+            if sizes is not None:  # a column counts as its own process weighs it
+                owners = gather(widened(gradient)[None])
+                owners = owners.repeat_interleave(sizes, output_size=len(columns))
+            both = weight if owners is None else weight + owners
+            wrong = (both * ctx.smoothing / max(1, len(columns))).to(rows.dtype)
+            of_pairs = both * (ctx.smoothing - 1)
+            softmax = _Softmax(ctx.shift, gradient, owners, of_rows, of_columns, rows.dtype)
             scratch = cut.scratch(rows)
             for number, (row, column) in enumerate(cut):
                 tile = shaped(scratch, row, column)
@@ -141,10 +155,11 @@ class _CrossEntropy(torch.autograd.Function):
                     softmax.write(row, column, tile, of=kept[number])
                 else:
                     softmax.write(row, column, scores.tile(row, column, tile))
-                if wrong:
-                    tile.sub_(wrong)
+                if ctx.smoothing:
+                    tile.sub_(wrong[column])
                 at, to = right(row, column)
-                tile.view(-1).index_add_(0, at * tile.shape[1] + to, of_pairs[row][at])
+                share = (of_pairs[column][to] / right.counts[row][at]).to(rows.dtype)
+                tile.view(-1).index_add_(0, at * tile.shape[1] + to, share)
                 found.add(row, column, tile)
             return (*found.finish(scale), None, None, None, None)
 
@@ -162,11 +177,15 @@ def _shift(scores: Scores) -> float:
 
 def _first_sweep(
     scores: Scores, cut: Cut, sums: _LogSumExp, right: Right, budget: int
-) -> tuple[list[Tensor], Tensor]:
-    """Return the first tiles of exponentials, and each row's mean right score `(b,)`."""
+) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """Return the first tiles of exponentials, and what rows and columns have of right scores.
+
+    These are the mean of each row `(b,)`, and of each column `(B,)` the part from local rows.
+    """
     scratch = cut.scratch(scores.rows)
     kept: list[Tensor] = []
-    pairs = widened(scores.rows.new_zeros(len(scores.rows)))
+    like = widened(scores.rows.new_zeros(()))
+    pairs = like.new_zeros(len(scores.rows)), like.new_zeros(len(scores.columns))
     for row, column in cut:
         tile = shaped(scratch, row, column)
         if tile.numel() <= budget:
@@ -178,7 +197,9 @@ def _first_sweep(
         scores.tile(row, column, tile)
         at, to = right(row, column)
         if len(at):
-            pairs[row].index_add_(0, at, widened(tile[at, to]) / right.counts[row][at])
+            share = widened(tile[at, to]) / right.counts[row][at]
+            pairs[0][row].index_add_(0, at, share)
+            pairs[1][column].index_add_(0, to, share)
         sums.add(row, column, tile)
     return kept, pairs
 
@@ -189,20 +210,24 @@ class _Softmax:
     def __init__(
         self,
         shift: float | None,
-        weight: float,
+        weight: Tensor,
+        owners: Tensor | None,
         of_rows: Tensor,
         of_columns: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        self.shift, self.weight = shift, weight
-        self.rows = self._side(of_rows[:, None]).to(dtype)
-        self.columns = None if of_columns is None else self._side(of_columns[None, :]).to(dtype)
+        self.shift, self.weight = shift, weight.to(dtype)
+        self.rows = self._side(of_rows, weight).to(dtype)[:, None]
+        self.owners = self.columns = None
+        if of_columns is not None and owners is not None:
+            self.owners = owners.to(dtype)
+            self.columns = self._side(of_columns, owners).to(dtype)[None, :]
 
-    def _side(self, logarithms: Tensor) -> Tensor:
+    def _side(self, logarithms: Tensor, weight: Tensor) -> Tensor:
         """Return factors of exponentials, with the weight in them; without a shift what came."""
         if self.shift is None:
             return logarithms
-        return self.weight * (self.shift - logarithms).exp()
+        return weight * (self.shift - logarithms).exp()
 
     def write(self, row: slice, column: slice, tile: Tensor, of: Tensor | None = None) -> None:
         """Write them to a tile of scores, or to one of leftovers from kept exponentials `of`."""
@@ -213,11 +238,12 @@ class _Softmax:
         for part in range(0, len(tile), SLICE):
             rows, scored = self.rows[row][part : part + SLICE], tile[part : part + SLICE]
             if self.shift is None:
-                along = None if columns is None else (scored - columns).exp_()
-                scored.sub_(rows).exp_()
+                along = None
+                if columns is not None and self.owners is not None:
+                    along = (scored - columns).exp_().mul_(self.owners[column])
+                scored.sub_(rows).exp_().mul_(self.weight)
                 if along is not None:
                     scored.add_(along)
-                scored.mul_(self.weight)
                 continue
             if self.shift:
                 scored.sub_(self.shift)
@@ -255,8 +281,10 @@ def cross_entropy(
         row_group: `(b,)` int64; each is among the columns.
         column_group: `(B,)` int64.
         smoothing: share of the mass that is spread over all columns.
-        both: add the cross-entropies of the columns with the rows as answers; row i and column i
-            must be of one group, and as many.
+        both: add the cross-entropies of the columns that are this process's own, with the rows of
+            all processes as answers. The columns are then those of all processes in the order of
+            their ranks, each has as many rows as columns, and row and column i of a process are of
+            one group. Every process calls it.
     """
     if not isinstance(scale, Tensor):
         scale = torch.tensor(scale, dtype=torch.float64)
