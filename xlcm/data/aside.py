@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -17,13 +18,20 @@ def remove_left(path: Path) -> None:
     A process of this machine that still runs keeps its own. Where that can't be asked, such as on
     Windows, all is left as it is.
     """
-    start = f".{path.name}."
-    with os.scandir(path.parent) as entries:
-        left = [Path(entry.path) for entry in entries if entry.name.startswith(start)]
-    for file in left:
-        number = file.name[len(start) :]
-        if number.isdecimal() and number.isascii() and _gone(int(number)):
-            file.unlink(missing_ok=True)
+    _remove(path.parent, re.compile(rf"\.{re.escape(path.name)}\.(\d+)", re.ASCII))
+
+
+def remove_left_in(folder: Path) -> None:
+    """Do the same for all files of a folder, whose names have an ending."""
+    _remove(folder, re.compile(r"\..+\.[a-z0-9]+\.(\d+)", re.ASCII))
+
+
+def _remove(folder: Path, left: re.Pattern[str]) -> None:
+    with os.scandir(folder) as entries:
+        found = [(entry.path, match) for entry in entries if (match := left.fullmatch(entry.name))]
+    for path, match in found:
+        if _gone(int(match[1])):
+            Path(path).unlink(missing_ok=True)
 
 
 def _gone(process: int) -> bool:

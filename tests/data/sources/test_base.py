@@ -337,7 +337,7 @@ def test_absolute_paths_and_videos_are_kept(load, pictures):
     assert (items[0].image, items[1].video) == ("../q/c.jpg", None)
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - OWN - {"cclm", "photos"}))
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - OWN - {"cclm"}))
 def test_every_public_set_says_which_picture_an_item_shows(name):
     """Without it `--against` finds no picture in a manifest of that set (cclm numbers its rows)."""
     module = importlib.import_module(SOURCES[name])

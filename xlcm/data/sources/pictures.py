@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
+from xlcm.data.aside import aside, remove_left_in
 from xlcm.data.manifest import DataError
 
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif",
@@ -24,7 +25,7 @@ EVERY_S = 10.0  # between two lines of progress
 class PictureFolder:
     """Writes pictures aside and renames them; what is there already, byte for byte, is kept.
 
-    So an import that was stopped goes on where it was.
+    So an import that was stopped goes on where it was; what a killed one left aside is removed.
 
     Args:
         folder: made if it isn't there.
@@ -76,12 +77,12 @@ class PictureFolder:
         if target.parent not in self._made:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._made.add(target.parent)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
+            remove_left_in(target.parent)
         try:
-            aside.write_bytes(raw)
-            os.replace(aside, target)
+            aside(target).write_bytes(raw)
+            os.replace(aside(target), target)
         finally:
-            aside.unlink(missing_ok=True)
+            aside(target).unlink(missing_ok=True)
         self.written += 1
         return path
 
