@@ -43,6 +43,10 @@ CPU = torch.device("cpu")
 EAGER, BF16, COMPILED, INT8 = "float32", "bf16", "compiled", "onnx-int8"
 TORCH_INT8 = "torch-int8"
 ROUGH = (BF16, INT8, TORCH_INT8)
+OFFERED = {
+    EAGER: "float32", COMPILED: "`compile: true`", BF16: "`precision: bf16`", "onnx": "`onnx`",
+    INT8: "`onnx-int8`", "openvino": "`openvino`",
+}  # fmt: skip
 ENGINES = {"onnx": "onnxruntime", INT8: "onnxruntime", "openvino": "openvino"}
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = ROOT / "runs/benchmarks/photos_teacher/model"
@@ -218,6 +222,29 @@ def table(found: dict[str, Any]) -> str:
             ]
             lines.append(f"| {name} | {' | '.join(cells)} | {one['cosine']:.6f} |")
     return "\n".join(lines).strip()
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return what each way that xlcm offers costs and gains, in one table."""
+    speed, recall = found["speed"], found["recall"]
+    lines = [
+        "| way | captions, times as fast | pictures, times as fast | smallest cosine | "
+        "text to image R@1 | image to text R@1 |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    faster = {tower: ratios(speed[tower]["ways"], EAGER) for tower in ("captions", "pictures")}
+    for name, shown in OFFERED.items():
+        times = [f"{1 / by[name]['cpu']:.2f}" if name in by else "" for by in faster.values()]
+        cosines = [speed[tower]["cosine"].get(name, 1.0) for tower in ("captions", "pictures")]
+        cosines += [recall[name]["cosine"]] if name in recall else []
+        cells = [""] * 2
+        if name in recall:
+            cells = [f"{recall[name][way]:.2f}" for way in ("text_to_image", "image_to_text")]
+        if name in speed["captions"]["ways"]:
+            lines.append(
+                f"| {shown} | {' | '.join(times)} | {min(cosines):.5f} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines)
 
 
 def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool | None]]:

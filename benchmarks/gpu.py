@@ -1,23 +1,25 @@
 """On a GPU: how many pairs a second does a training step do, beside open_clip's?
 
-    python -m benchmarks.gpu                        # all of it; some minutes on one GPU
+    python -m benchmarks.gpu                  # all of it; some minutes on one GPU
     python -m benchmarks.gpu --batches 1024 4096
-    python -m benchmarks.gpu --small                # tiny towers on a CPU: does the script run?
+    python -m benchmarks.gpu --small          # tiny towers, on a CPU too: does the script run?
 
 ViT-B/16 at 224 pixels and a tower of XLM-R base's size on captions of 64 tokens, random weights,
 bf16 autocast, InfoNCE, clipping, fused AdamW. Batches that don't fit are encoded in pieces: by
 gradient caching here, by `--accum-freq` in open_clip, whose step is written here of its towers and
 its ClipLoss, as its trainer does it. Then the loss alone at 32,768 rows. Writes
-docs/benchmarks/gpu.json.
+docs/benchmarks/gpu.json and the page; `python -m benchmarks.run gpu` does the same.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +27,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from benchmarks.measure import installed, machine
-from benchmarks.run import write
+from benchmarks.measure import installed, number
+from benchmarks.run import measure_and_write
 from xlcm.encoders.heads import LinearHead
 from xlcm.encoders.image_timm import TimmImageEncoder
 from xlcm.encoders.pooling import MeanPooling
@@ -39,7 +41,13 @@ from xlcm.training.caching import cached_step
 from xlcm.training.flops import compile_towers, flops_of_row, peak
 from xlcm.types import Batch, TextBatch, Visual
 
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "gpu.json"
+PEERS = ("open_clip_torch",)
+TARGETS = {
+    "share of the GPU's best (MFU)": "at least 45 %",
+    "pairs a second": "at least 1.1 x open_clip",
+}
+OURS, THEIRS = "xlcm", "open_clip"
+BATCHES, MICRO_BATCH = (1024, 4096, 16_384, 32_768), 512
 WIDTH, TOKENS, LOSS_ROWS = 512, 64, 32_768
 SIZES = {"small": (64, 1, 1, 1000), "full": (768, 12, 12, 250_002)}
 """Text tower: width, layers, heads, vocabulary."""
@@ -161,8 +169,8 @@ def theirs(size: str, device: torch.device, accelerator: Accelerator, compiled: 
     return step
 
 
-def timed(run: Callable[[], None], device: torch.device, rounds: int) -> tuple[float, float]:
-    """Return median seconds of a call, after a first one, and the GB that it held beside the rest.
+def timed(run: Callable[[], None], device: torch.device, rounds: int) -> dict[str, float]:
+    """Return median `ms` of a call, after a first one, and on a GPU `peak_gb` beside the rest.
 
     The rest is what the first call left: weights and moments of both sides, batch, gradients.
     """
@@ -179,8 +187,10 @@ def timed(run: Callable[[], None], device: torch.device, rounds: int) -> tuple[f
         run()
         wait()
         taken.append(time.perf_counter() - begin)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else float("nan")
-    return statistics.median(taken), (peak - held) / 2**30
+    found = {"ms": 1000 * statistics.median(taken)}
+    if device.type == "cuda":
+        found["peak_gb"] = (torch.cuda.max_memory_allocated() - held) / 2**30
+    return found
 
 
 def loss_alone(rows: int, device: torch.device) -> dict[str, dict[str, float]]:
@@ -200,60 +210,137 @@ def loss_alone(rows: int, device: torch.device) -> dict[str, dict[str, float]]:
         logits = scale * image @ text.T
         ((F.cross_entropy(logits, group) + F.cross_entropy(logits.T, group)) / 2).backward()
 
-    found = {}
-    for name, way in {"xlcm": tiled, "plain": plain}.items():
-        seconds, memory = timed(way, device, 3)
-        found[name] = {"ms": 1000 * seconds, "peak_gb": memory}
-    return found
+    return {name: timed(way, device, 3) for name, way in {OURS: tiled, "plain": plain}.items()}
+
+
+def refused() -> str | None:
+    """Return why nothing can be measured here; None on a GPU."""
+    if torch.cuda.is_available():
+        return None
+    return (
+        "torch sees no CUDA device here, and figures of another would say nothing; --small tries "
+        "the script with tiny towers on a CPU"
+    )
+
+
+def measure(
+    *,
+    small: bool,
+    batches: Sequence[int] = BATCHES,
+    micro_batch: int = MICRO_BATCH,
+    eager: bool = False,
+) -> dict[str, Any]:
+    """Return pairs a second, MFU and memory by batch and side, then those of the loss.
+
+    Args:
+        small: tiny towers and one batch, on whatever device there is.
+        batches: rows of the global batches.
+        micro_batch: rows that are encoded at a time.
+        eager: without torch.compile, both sides.
+    """
+    size, rounds = ("small", 1) if small else ("full", 3)
+    if small:
+        batches, micro_batch = (16,), 8
+    compiled = not (eager or small)
+    precision = "fp32" if small else "bf16"
+    accelerator = Accelerator(mixed_precision="no" if small else "bf16")
+    device = accelerator.device
+    torch.backends.cuda.matmul.allow_tf32 = True
+    best, source = peak(device, precision)
+
+    method, step = ours(size, device, accelerator)
+    pixels, ids = rows_of(size, 8, device)
+    captions = TextBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+    few = Batch(torch.arange(8, device=device), Visual(pixels), {"source": captions})
+    flops = flops_of_row(method, few)
+    if compiled:
+        compile_towers(method)
+    steps: dict[str, Any] = {OURS: step}
+    if installed("open_clip_torch"):
+        steps[THEIRS] = theirs(size, device, accelerator, compiled)
+    found: list[dict[str, Any]] = []
+    for rows in batches:
+        pixels, ids = rows_of(size, rows, device)
+        for name, one in steps.items():
+            took = timed(lambda: one(pixels, ids, micro_batch), device, rounds)  # noqa: B023
+            speed = 1000 * rows / took["ms"]
+            found.append({"way": name, "batch": rows, "micro_batch": min(micro_batch, rows),
+                          "pairs_per_s": speed, "mfu": speed * flops / best, **took})  # fmt: skip
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    rows = 256 if small else LOSS_ROWS
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "a CPU",
+        "peak": source, "compiled": compiled, "precision": precision, "gflop_per_pair": flops / 1e9,
+        "steps": found, "loss": {"rows": rows, "width": WIDTH, "ways": loss_alone(rows, device)},
+    }  # fmt: skip
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the tables of the steps and of the loss."""
+    how = "compiled by torch" if found["compiled"] else "not compiled"
+    lines = [
+        f"On {found['device']}: {found['gflop_per_pair']:.4g} GFLOP a pair, towers in "
+        f"{found['precision']}, {how}. MFU is the share of {found['peak']}. GB are those of the "
+        "step beside weights, moments, gradients and batch.", "",
+        f"| batch | rows at a time | way | pairs/s | MFU, % | GB | pairs/s, times *{THEIRS}* |",
+        "|--:|--:|---|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for one in found["steps"]:
+        peer = _of(found, THEIRS, one["batch"])
+        times = f"{one['pairs_per_s'] / peer['pairs_per_s']:.2f}" if peer else ""
+        lines.append(
+            f"| {one['batch']:,} | {one['micro_batch']:,} | {one['way']} | "
+            f"{number(one['pairs_per_s'])} | {100 * one['mfu']:.1f} | {_gb(one)} | {times} |"
+        )
+    loss = found["loss"]
+    lines += [
+        "", f"InfoNCE alone, {loss['rows']:,} rows of {loss['width']}, forwards and backwards:", "",
+        "| way | ms | GB |", "|---|--:|--:|",
+        *(f"| {name} | {number(one['ms'])} | {_gb(one)} |" for name, one in loss["ways"].items()),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _of(found: dict[str, Any], way: str, batch: int) -> dict[str, Any] | None:
+    return next((s for s in found["steps"] if (s["way"], s["batch"]) == (way, batch)), None)
+
+
+def _gb(one: dict[str, float]) -> str:
+    return f"{one['peak_gb']:.1f}" if "peak_gb" in one else ""
+
+
+def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool | None]]:
+    """Return what was measured for each target, at every batch, and whether that reaches it."""
+    share, speed = TARGETS
+    own = [one for one in found["steps"] if one["way"] == OURS]
+    out: dict[str, tuple[str, bool | None]] = {
+        share: (
+            " / ".join(f"{100 * one['mfu']:.1f} %" for one in own),
+            all(one["mfu"] >= 0.45 for one in own),
+        )
+    }
+    pairs = [(one, _of(found, THEIRS, one["batch"])) for one in own]
+    times = [one["pairs_per_s"] / peer["pairs_per_s"] for one, peer in pairs if peer]
+    if times:
+        out[speed] = " / ".join(f"{one:.2f} x" for one in times), min(times) >= 1.1
+    return out
 
 
 def main() -> None:
     """Measure, print, and write what was measured on a GPU."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1024, 4096, 16_384, 32_768])
-    parser.add_argument("--micro-batch", type=int, default=512)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH)
     parser.add_argument("--eager", action="store_true", help="without torch.compile, both sides")
     parser.add_argument("--small", action="store_true", help="tiny towers; nothing is written")
     args = parser.parse_args()
-    if not (torch.cuda.is_available() or args.small):
-        raise SystemExit("no GPU here; --small tries the script on a CPU")
-    size, rounds = ("small", 1) if args.small else ("full", 3)
-    batches, micro = ([32], 8) if args.small else (args.batches, args.micro_batch)
-    compiled = not (args.eager or args.small)
-    accelerator = Accelerator(mixed_precision="no" if args.small else "bf16")
-    device = accelerator.device
-    torch.backends.cuda.matmul.allow_tf32 = True
-    best, source = peak(device, "fp32" if args.small else "bf16")
-
-    method, step = ours(size, device, accelerator)
-    pixels, ids = rows_of(size, max(8, min(batches)), device)
-    captions = TextBatch(ids[:8], torch.ones_like(ids[:8], dtype=torch.bool))
-    few = Batch(torch.arange(8, device=device), Visual(pixels[:8]), {"source": captions})
-    flops = flops_of_row(method, few)
-    if compiled:
-        compile_towers(method)
-    steps: dict[str, Any] = {"xlcm": step}
-    if installed("open_clip_torch"):
-        steps["open_clip"] = theirs(size, device, accelerator, compiled)
-    found: list[dict[str, Any]] = []
-    for rows in batches:
-        pixels, ids = rows_of(size, rows, device)
-        for name, one in steps.items():
-            seconds, memory = timed(lambda: one(pixels, ids, micro), device, rounds)  # noqa: B023
-            found.append({"way": name, "batch": rows, "micro_batch": min(micro, rows),
-                          "pairs_per_s": rows / seconds, "mfu": rows * flops / seconds / best,
-                          "peak_gb": memory})  # fmt: skip
-            print(json.dumps(found[-1]), flush=True)
-    losses = loss_alone(256 if args.small else LOSS_ROWS, device)
-    print(json.dumps(losses))
-    if not args.small:
-        told = {
-            "device": torch.cuda.get_device_name(), "peak": source, "compiled": compiled,
-            "gflop_per_pair": flops / 1e9, "machine": machine(("open_clip_torch",)),
-            "steps": found, "loss": {"rows": LOSS_ROWS, "width": WIDTH, **losses},
-        }  # fmt: skip
-        write(RESULTS, json.dumps(told, indent=1) + "\n")
+    if not args.small and (why := refused()):
+        raise SystemExit(f"benchmarks.gpu: {why}")
+    measure_and_write(
+        "gpu", small=args.small, batches=args.batches, micro_batch=args.micro_batch,
+        eager=args.eager,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

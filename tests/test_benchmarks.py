@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import gpu, measure, run  # noqa: E402
 
-FRAME = {"measure", "run", "photos", "gpu", "__init__"}
+FRAME = {"measure", "run", "photos", "__init__"}
 needs_peak = pytest.mark.skipif(not measure.peak_is_known(), reason="this system tells no peak")
 
 
@@ -69,9 +70,133 @@ def test_ratios_and_table_are_to_the_base() -> None:
     assert table[3].startswith("| peer *(once)* |")
 
 
-def test_the_page_equals_what_the_figures_give() -> None:
-    committed = (run.FOLDER / run.PAGE).read_text(encoding="utf-8")
-    assert committed == run.page(), "run `python -m benchmarks.run page`"
+def test_the_pages_equal_what_the_figures_give() -> None:
+    pages = run.pages()
+    assert {path.name for path in pages} >= {run.PAGE}
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, "run `python -m benchmarks.run page`"
+
+
+MACHINE = {
+    "cpu": "Some CPU", "cores": 4, "threads": 1, "python": "3.12.1", "torch": "2.14.1",
+    "versions": {"peer": "1.0"},
+}  # fmt: skip
+STEPS = [
+    {"way": way, "batch": batch, "micro_batch": 512, "pairs_per_s": pairs, "mfu": mfu,
+     "ms": 1.0, "peak_gb": 20.26}
+    for way, batch, pairs, mfu in [
+        ("xlcm", 1024, 3000.0, 0.47), ("open_clip", 1024, 2500.0, 0.39),
+        ("xlcm", 4096, 2700.0, 0.44), ("open_clip", 4096, 2600.0, 0.42),
+    ]
+]  # fmt: skip
+FIGURES: dict[str, Any] = {
+    "gpu": {
+        "device": "NVIDIA H200", "peak": "the maker's 989 TFLOP/s of H200", "compiled": True,
+        "precision": "bf16", "gflop_per_pair": 138.42, "steps": STEPS,
+        "loss": {"rows": 32_768, "width": 512, "ways": {"xlcm": {"ms": 9.0, "peak_gb": 0.31}}},
+    },
+    "engines": {
+        "speed": {
+            "captions": {
+                "ways": {"float32": {"cpu_ms": 30.0, "wall_ms": 30.0},
+                         "onnx-int8": {"cpu_ms": 12.0, "wall_ms": 12.0}},
+                "cosine": {"float32": 1.0, "onnx-int8": 0.9999},
+            },
+            "pictures": {
+                "ways": {"float32": {"cpu_ms": 30.0, "wall_ms": 30.0},
+                         "onnx-int8": {"cpu_ms": 20.0, "wall_ms": 20.0}},
+                "cosine": {"float32": 1.0, "onnx-int8": 0.9998},
+            },
+            "bf16_instructions": True,
+        },
+        "recall": {
+            name: {"text_to_image": 13.4 - off, "image_to_text": 16.3 - off, "queries": 9,
+                   "cosine": 1 - off / 100}
+            for name, off in (("float32", 0.0), ("onnx-int8", 0.1))
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Made-up figures of two benchmarks, and a page that shows some of them."""
+    folder = tmp_path / "docs" / "benchmarks"
+    folder.mkdir(parents=True)
+    for name, found in FIGURES.items():
+        told = {"benchmark": name, "date": "2031-02-03", "machine": MACHINE, "missing": []}
+        (folder / f"{name}.json").write_text(json.dumps(told | {"found": found}))
+    page = "Above.\n\n<!-- figures: engines -->\nold\n<!-- end -->\n\nBelow."
+    (tmp_path / "docs" / "encoding.md").write_text(page)
+    monkeypatch.setattr(run, "FOLDER", folder)
+    return folder
+
+
+def test_figures_of_a_gpu_come_to_the_page(invented: Path) -> None:
+    page = run.pages()[invented / run.PAGE]
+    assert "On NVIDIA H200: 138.4 GFLOP a pair, towers in bf16, compiled by torch." in page
+    assert "| 1,024 | 512 | xlcm | 3,000 | 47.0 | 20.3 | 1.20 |" in page
+    assert "| 4,096 | 512 | open_clip | 2,600 | 42.0 | 20.3 | 1.00 |" in page
+    assert "| xlcm | 9 | 0.3 |" in page
+    assert "(MFU) | at least 45 % | 47.0 % / 44.0 % | no |" in page
+    assert "| at least 1.1 x open_clip | 1.20 x / 1.04 x | no |" in page
+    assert "2031-02-03, Some CPU" in page
+
+
+def test_a_page_shows_the_figures_that_it_asks_for(invented: Path) -> None:
+    file = invented.parent / "encoding.md"
+    text = run.pages()[file]
+    assert text.startswith("Above.\n\n<!-- figures: engines -->\n| way |")
+    assert text.endswith("`.\n<!-- end -->\n\nBelow.")
+    assert "| float32 | 1.00 | 1.00 | 1.00000 | 13.40 | 16.30 |" in text
+    assert "| `onnx-int8` | 2.50 | 1.50 | 0.99900 | 13.30 | 16.20 |" in text
+    assert "2031-02-03, Some CPU" in text
+    assert run.with_figures(text) == text
+    (invented / "engines.json").unlink()
+    assert "Not measured yet: `python -m benchmarks.run engines`." in run.pages()[file]
+
+
+def test_the_benchmark_of_a_gpu_runs_in_small_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_processes()
+    monkeypatch.setattr(gpu, "installed", lambda distribution: False)
+    monkeypatch.setattr(gpu, "theirs", None)
+    found = json.loads(json.dumps(gpu.measure(small=True)))
+    forget_processes()
+    [step] = found["steps"]
+    assert step["way"] == "xlcm"
+    assert step["micro_batch"] < step["batch"]
+    assert step["mfu"] > 0
+    assert set(found["loss"]["ways"]) == {"xlcm", "plain"}
+    assert gpu.table(found).count("| xlcm |") == 2
+    assert set(gpu.reached(found)) < set(gpu.TARGETS)
+
+
+def test_the_step_of_open_clip_runs_on_a_cpu() -> None:
+    pytest.importorskip("open_clip", exc_type=ImportError)
+    forget_processes()
+    device = torch.device("cpu")
+    step = gpu.theirs("small", device, Accelerator(cpu=True), compiled=False)
+    for micro_batch in (4, 2):
+        step(*gpu.rows_of("small", 4, device), micro_batch)
+    forget_processes()
+
+
+def test_without_a_gpu_its_benchmark_is_left_out_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match=r"torch sees no CUDA device here.*--small tries"):
+        gpu.main()
+    ran: list[str] = []
+    monkeypatch.setattr(run, "names", lambda: ["features", "gpu"])
+    monkeypatch.setattr(run, "measure_and_write", lambda name, *, small: ran.append(name))
+    monkeypatch.setattr(sys, "argv", ["run", "all"])
+    assert run.main() == 0
+    assert ran == ["features"]
+    assert "gpu: left out, torch sees no CUDA device here" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run", "gpu"])
+    assert run.main() == 1
 
 
 def test_every_module_is_a_benchmark_with_the_interface() -> None:
