@@ -2,7 +2,7 @@
 
 It knows the `Method` protocol and nothing else of a method. Random draws of a step are a function
 of the seed, the step and the process, so that a checkpoint needs no generator states and a
-resumed run equals an unbroken one bit for bit.
+resumed run equals an unbroken one: bit for bit, where kernels add in a fixed order as on CPUs.
 """
 
 from __future__ import annotations
