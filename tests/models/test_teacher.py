@@ -11,7 +11,9 @@ import torch
 from xlcm.config import check, merge
 from xlcm.data.batching import Row
 from xlcm.data.collate import Collator
+from xlcm.data.manifest import DataError
 from xlcm.data.rows import open_splits, survey
+from xlcm.data.subset import Subset
 from xlcm.distributed import world
 from xlcm.encoders.transform import ImageTransform
 from xlcm.models import teacher as teachers
@@ -105,6 +107,80 @@ def test_processes_share_the_work_and_have_all_of_it(processes, saved, tiny_data
         assert result["world"] == number
         for one, other in zip(result["found"], wanted):
             torch.testing.assert_close(torch.tensor(one), other, rtol=0, atol=1e-6)
+
+
+# -- what is kept --------------------------------------------------------------------------------
+
+
+class Silent(Teacher):
+    """A teacher that can't be asked anything: what it says it must have read."""
+
+    def _texts(self, *_):
+        pytest.fail("it was asked again")
+
+    _images = _texts
+
+
+def test_a_resumed_run_reads_what_the_teacher_said_before(saved, tiny_data, tmp_path):
+    rows = rows_of(tiny_data)
+    said = []
+    for kind in (Teacher, Silent):
+        teacher = kind(str(saved), 1)
+        teacher.remember(rows.dataset, rows.views, "source", images=True, folder=tmp_path)
+        said.append(teacher(batch_of(rows, teacher, [5, 63, 0]), "source"))
+    for one, other in zip(*said):
+        assert torch.equal(one, other)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher1.safetensors"]
+
+
+def test_what_another_teacher_or_of_other_data_was_said_is_not_taken(
+    saved, tiny_data, tmp_path, monkeypatch
+):
+    rows, view = rows_of(tiny_data), "source"
+    Teacher(str(saved)).remember(rows.dataset, rows.views, view, images=True, folder=tmp_path)
+    file = tmp_path / "teacher0.safetensors"
+    good = file.read_bytes()
+
+    def asks(teacher, *, images=True, of=rows):
+        """Whether it is asked anew; the file is then that of the new answers."""
+        asked = []
+        monkeypatch.setattr(teacher, "_texts", lambda *_: asked.append(1) or torch.zeros(1, 16))
+        monkeypatch.setattr(teacher, "_images", lambda *_: torch.zeros(1, 16))
+        teacher.remember(of.dataset, of.views, view, images=images, folder=tmp_path)
+        assert (file.read_bytes() != good) == bool(asked)
+        file.write_bytes(good)
+        return bool(asked)
+
+    assert not asks(Teacher(str(saved)))
+    other = Teacher(str(saved))
+    next(other.model.parameters()).data.view(-1)[0] += 1
+    assert asks(other)
+    assert asks(Teacher(str(saved)), images=False)
+    fewer = replace(rows, dataset=Subset(rows.dataset, list(range(63))))
+    assert asks(Teacher(str(saved)), of=fewer)
+    file.write_bytes(good[:-10])
+    assert asks(Teacher(str(saved))), "half a file"
+
+
+def test_pictures_are_read_by_workers_and_a_bad_one_is_named(tiny_data, tmp_path):
+    folder = save(tiny_data, tmp_path, **tiny.pictures(tiny_data))
+    rows = rows_of(tiny_data, "image")
+    found = []
+    for workers in (0, 2):
+        teacher = Teacher(str(folder))
+        teacher.remember(
+            rows.dataset, rows.views, "source", images=True, batch_size=10, workers=workers
+        )
+        found.append(teacher._image)
+    assert torch.equal(*found)
+    assert len(found[0]) == 64
+
+    def missing(index):
+        raise DataError(f"tiny.jsonl:{index}: image is empty")
+
+    rows.dataset.load_pixels = rows.dataset.load_image = missing
+    with pytest.raises(DataError, match=r"tiny\.jsonl:0: image is empty"):
+        teacher.remember(rows.dataset, rows.views, "source", images=True, workers=1)
 
 
 def test_a_teacher_is_frozen_and_in_evaluation_mode(saved):

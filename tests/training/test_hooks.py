@@ -27,8 +27,9 @@ class Watched(Contrastive):
     def resting(self):
         return (self.who,) if self.now < self.rests_until else ()
 
-    def remember(self, dataset, views, *, fixed):
+    def remember(self, dataset, views, *, fixed, workers, folder):
         self.remembered.append((len(dataset), list(views.views), fixed))
+        self.kept = (workers, folder)
 
     def losses(self, encoded):
         terms = super().losses(encoded)
@@ -144,6 +145,7 @@ def test_a_method_may_remember_what_stays_as_it_is(tiny_data, tmp_path, augment,
     features = {"run": {"steps": 1}, "data": {"augment": augment}}
     run = tiny.train(watched(tiny_data, tmp_path / "features", **features))
     assert run.method.remembered == [(64, ["source", "target"], True)]  # nothing is flipped there
+    assert run.method.kept == (0, tmp_path / "features" / "teachers")
 
 
 def test_encoders_say_whether_they_read_features():

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from xlcm.data.collate import stack_visuals
-from xlcm.data.dataset import Dataset, picture
-from xlcm.data.manifest import DataError
+from xlcm.data.dataset import Dataset
 from xlcm.data.subset import Subset
+from xlcm.data.visuals import visuals_of
 from xlcm.distributed import gather, rank, world
 from xlcm.evaluation.fusion import fused_results
 from xlcm.evaluation.queries import Queries
@@ -28,7 +25,6 @@ from xlcm.evaluation.sheet import retrieval_sheet, sheet_rows
 from xlcm.models.encoding import bar, inference
 from xlcm.models.lengths import embed_texts
 from xlcm.models.precision import lowered, refuse_overflow
-from xlcm.types import Visual
 
 log = logging.getLogger(__name__)
 
@@ -161,44 +157,17 @@ def _visual(asked: Queries, retriever: Any, dataset: Dataset) -> Literal["image"
     return asked.visual or ("video" if frames and not drawn else "image")
 
 
-class _Visuals(TorchDataset):
-    """Picture or first view of the features by number; a fault travels as a value."""
-
-    def __init__(self, dataset: Dataset, transform: Callable[[Any], Tensor] | None) -> None:
-        self.dataset = dataset
-        self.transform = transform
-
-    def __getitem__(self, index: int) -> Tensor | DataError:
-        try:
-            if self.transform is not None:
-                return self.transform(picture(self.dataset, index, self.transform))
-            features = self.dataset.load_features(index)
-            return features if isinstance(features, Tensor) else features[0]
-        except DataError as error:
-            return error
-
-
 def _images(
     retriever: Any, dataset: Dataset, batch_size: int, workers: int, progress: bool | None
 ) -> Tensor:
     transform = retriever.image.transform
     mine = range(rank(), len(dataset), world())
-    loader = DataLoader(
-        _Visuals(dataset, transform),
-        sampler=mine,
-        batch_size=batch_size,
-        collate_fn=list,
-        num_workers=workers,
-    )
+    found = visuals_of(dataset, transform, mine, batch_size=batch_size, workers=workers)
     rows = []
     with bar(len(mine), "images", progress) as advance:
-        for found in loader:
-            faults = [one for one in found if isinstance(one, DataError)]
-            if faults:
-                raise faults[0]
-            visual = stack_visuals(found) if transform is None else Visual(torch.stack(found))
+        for visual in found:
             rows.append(retriever.embed_visual(visual.to(retriever.device)).float())
-            advance(len(found))
+            advance(len(rows[-1]))
     return _whole(rows, len(dataset), retriever)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -173,7 +174,15 @@ class Method(nn.Module):
         """Return prefixes of parameters (as in `named_parameters`) whose rate is 0 in this step."""
         return ()
 
-    def remember(self, dataset: Dataset, views: Views, *, fixed: bool) -> None:
+    def remember(
+        self,
+        dataset: Dataset,
+        views: Views,
+        *,
+        fixed: bool,
+        workers: int = 0,
+        folder: Path | None = None,
+    ) -> None:
         """Compute once what no step changes, such as a frozen teacher's embeddings.
 
         Called before the first step, on every process.
@@ -182,6 +191,8 @@ class Method(nn.Module):
             dataset: the training split.
             views: which of its captions the method will get.
             fixed: whether an item looks the same each time (`Batch.fixed`).
+            workers: processes that may read pictures, for each training process.
+            folder: where it may be kept for when the run goes on.
         """
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ in each language:  lambda * contrastive(S_l) + (1 - lambda) * KL(softmax(Q / T) 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -102,7 +103,15 @@ class C2KD(TranslateTrain):
         if not contrastive_share:
             self.settle([])
 
-    def remember(self, dataset: Dataset, views: Views, *, fixed: bool) -> None:
+    def remember(
+        self,
+        dataset: Dataset,
+        views: Views,
+        *,
+        fixed: bool,
+        workers: int = 0,
+        folder: Path | None = None,
+    ) -> None:
         """Let the teachers embed the source captions, and the images where they stay the same.
 
         Raises:
@@ -111,7 +120,9 @@ class C2KD(TranslateTrain):
         device = next(self.retriever.parameters()).device
         for teacher in self.teachers:
             teacher.refuse_languages(views.views[SOURCE].langs)
-            teacher.to(device).remember(dataset, views, SOURCE, images=fixed)
+            teacher.to(device).remember(
+                dataset, views, SOURCE, images=fixed, workers=workers, folder=folder
+            )
         self.extra_texts = {}  # no teacher reads a caption again
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -260,7 +261,15 @@ class CL2CM(Method):
         """Return the network that stands still in this stage, or always if no term trains it."""
         return self._resting
 
-    def remember(self, dataset: Dataset, views: Views, *, fixed: bool) -> None:
+    def remember(
+        self,
+        dataset: Dataset,
+        views: Views,
+        *,
+        fixed: bool,
+        workers: int = 0,
+        folder: Path | None = None,
+    ) -> None:
         """Count in how many captions of its view each piece is, where masses need it."""
         if self.needs_idf:
             device, tokenizer = next(self.parameters()).device, self.retriever.text.tokenizer

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from xlcm.data.collate import stack_visuals
-from xlcm.data.dataset import Dataset, picture
+from xlcm.data.dataset import Dataset
 from xlcm.data.manifest import DataError
 from xlcm.data.views import Views
+from xlcm.data.visuals import visuals_of
 from xlcm.distributed import gather, rank, world
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import inference
 from xlcm.models.lengths import embed_texts
-from xlcm.types import Batch, Visual
+from xlcm.types import Batch
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # of the embeddings that are kept; another one makes them void
 MOST_CUT = 0.1  # share of the captions that a teacher may cut before it is refused
 
 
@@ -97,7 +105,15 @@ class Teacher:
     # -- once -----------------------------------------------------------------------------------
 
     def remember(
-        self, dataset: Dataset, views: Views, view: str, *, images: bool, batch_size: int = 256
+        self,
+        dataset: Dataset,
+        views: Views,
+        view: str,
+        *,
+        images: bool,
+        batch_size: int = 256,
+        workers: int = 0,
+        folder: Path | None = None,
     ) -> None:
         """Embed every caption of a view, and every image, once; each process takes a share.
 
@@ -108,25 +124,53 @@ class Teacher:
             images: whether an item looks the same each time; if not, they are embedded anew in
                 each step.
             batch_size: images at once; captions are batched by their tokens.
+            workers: processes that read images, for each training process.
+            folder: where the embeddings are kept; there they are read, if they are those of the
+                same weights, captions and items (pictures and features are not compared).
 
         Raises:
             ValueError: if the teacher would cut more than a tenth of the captions.
+            DataError: naming file and line of a picture or features that can't be had.
+            OSError: if they can't be written.
         """
         ids: list[str] = []
         texts: list[str] = []
         langs: list[str] = []
+        items: list[str] = []
         for index in range(len(dataset)):
-            for caption in views.candidates(dataset[index])[view]:
+            item = dataset[index]
+            items.append(item.id)
+            for caption in views.candidates(item)[view]:
                 ids.append(caption.id)
                 texts.append(caption.text)
                 langs.append(caption.lang)
-        with inference(self.model):
-            self._text = self._texts(texts, langs)
-            if images:
-                self._image = self._images(dataset, batch_size)
+        about = [ids, texts, langs, items if images else None]
+        file = None if folder is None else folder / f"{self.text_name}.safetensors"
+        identity = "" if file is None else self._identity(about)
+        kept = None if file is None else _kept(file, identity)
+        # all or none: to embed them processes need one another
+        if bool(gather(torch.tensor([kept is not None], device=self.model.device)).all()):
+            assert kept is not None
+        else:
+            kept = {}
+            with inference(self.model):
+                kept["text"] = self._texts(texts, langs)
+                if images:
+                    kept["image"] = self._images(dataset, batch_size, workers)
+            if file is not None and rank() == 0:
+                _keep(file, kept, identity)
+        self._text, self._image = kept["text"], kept.get("image")
         self._rows = {name: row for row, name in enumerate(ids)}
         if images:
             self.to(torch.device("cpu"))  # it has said all that it will be asked
+
+    def _identity(self, about: list[list[str] | None]) -> str:
+        digest = hashlib.sha256(json.dumps([FORMAT, repr(self.model.image.transform)]).encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(json.dumps(about).encode())
+        return digest.hexdigest()
 
     def _texts(self, texts: list[str], langs: list[str]) -> Tensor:
         share = -(-len(texts) // world())
@@ -145,23 +189,19 @@ class Teacher:
             log.warning("teacher %s cuts %d of %d captions", self.source, cut, len(texts))
         return self._whole(out, len(texts))
 
-    def _images(self, dataset: Dataset, batch_size: int) -> Tensor:
+    def _images(self, dataset: Dataset, batch_size: int, workers: int) -> Tensor:
         share = -(-len(dataset) // world())
         mine = range(rank() * share, min((rank() + 1) * share, len(dataset)))
         out = torch.zeros(share, self.model.width)
-        transform = self.model.image.transform
-        for start in range(mine.start, mine.stop, batch_size):
-            numbers = range(start, min(start + batch_size, mine.stop))
-            if transform is None:
-                features = [dataset.load_features(index) for index in numbers]
-                if not all(isinstance(one, Tensor) for one in features):
-                    raise DataError("a store of several views can't be remembered")
-                visual = stack_visuals(features)  # type: ignore[arg-type]
-            else:
-                pixels = [transform(picture(dataset, index, transform)) for index in numbers]
-                visual = Visual(torch.stack(pixels))
+        if self.model.image.reads_features and not isinstance(dataset.load_features(0), Tensor):
+            raise DataError("a store of several views can't be remembered")
+        done = 0
+        for visual in visuals_of(
+            dataset, self.model.image.transform, mine, batch_size=batch_size, workers=workers
+        ):
             embedded = self.model.embed_visual(visual.to(self.model.device)).cpu()
-            out[start - mine.start : start - mine.start + len(embedded)] = embedded
+            out[done : done + len(embedded)] = embedded
+            done += len(embedded)
         return self._whole(out, len(dataset))
 
     def _whole(self, share: Tensor, total: int) -> Tensor:
@@ -206,3 +246,25 @@ class Teacher:
                 "call it with the data set and views that the batches are drawn from"
             )
         return [self._rows[key] for key in keys]
+
+
+def _kept(file: Path, identity: str) -> dict[str, Tensor] | None:
+    """Return the embeddings in a file, if they are whole and those that are asked for."""
+    with contextlib.suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
+        if (opened.metadata() or {}).get("identity") == identity:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return None
+
+
+def _keep(file: Path, embeddings: dict[str, Tensor], identity: str) -> None:
+    """Write them aside and rename: a name never stands for half a file."""
+    aside = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        copies = {name: rows.contiguous() for name, rows in embeddings.items()}
+        save_file(copies, aside, {"identity": identity})
+        os.replace(aside, file)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise OSError(f"could not write {file}: {error}") from error

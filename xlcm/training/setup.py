@@ -162,7 +162,13 @@ def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> M
             f"there are {', '.join(config.data.views)}"
         )
     method.to(accelerator.device)
-    method.remember(rows.dataset, rows.views, fixed=_looks_alike(model, rows.dataset, config.data))
+    method.remember(
+        rows.dataset,
+        rows.views,
+        fixed=_looks_alike(model, rows.dataset, config.data),
+        workers=config.data.workers,
+        folder=output / "teachers",
+    )
     return method
 
 
