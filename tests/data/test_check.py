@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_videos
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -459,3 +460,26 @@ def test_looking_at_pictures_needs_no_torch():
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "False\n"
+
+
+def test_videos_that_are_missing_empty_or_cut_are_faults(tmp_path):
+    pytest.importorskip("av")
+    good = tiny_videos.write(tmp_path / "good.mp4", 8)
+    (tmp_path / "cut.mp4").write_bytes(good.read_bytes()[:500])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    folder = Folder(tmp_path)
+    for name in ("good", "cut", "empty", "gone"):
+        folder.item(id=name, image=..., video=f"{name}.mp4")
+    report = folder.check()
+    assert report.counts == {"video_missing": 1, "video_empty": 1, "video_undecodable": 1}
+    assert "m.jsonl:4: video 'gone.mp4': no such file" in report.examples["video_missing"][0]
+    assert folder.check(workers=2).counts == report.counts
+    assert not folder.check(images=False).counts
+
+
+def test_videos_without_a_reader_are_told_instead_of_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(looks, "find_spec", lambda name: None)
+    folder = Folder(tmp_path)
+    folder.item(image=..., video="clip.mp4")
+    with pytest.raises(DataError, match=r"xlcm\[video\].*--no-images"):
+        folder.check()

@@ -115,7 +115,8 @@ def check_manifest(
 
     Args:
         path: the manifest.
-        images: whether to open and decode the pictures.
+        images: whether to open and decode the pictures, and to open the videos: the times of all
+            their frames are read, and one frame decoded.
         image_root: what their paths start from; the manifest's folder by default.
         features: a feature store, or features of another format; its values are checked too.
             Items need no picture then.
@@ -130,7 +131,7 @@ def check_manifest(
 
     Raises:
         FileNotFoundError: if there is no such manifest.
-        DataError: if `features` can't be opened.
+        DataError: if `features` can't be opened; for videos without PyAV.
     """
     check = _Check(
         CheckReport(str(path)),
@@ -217,6 +218,12 @@ class _Check:
         for (number, item), seen in zip(with_image, look(tasks)):
             if seen.content is not None:
                 contents[number] = seen.content
+            if seen.kind is not None:
+                self.report.add(Fault(item.where, item.id, None, seen.kind, seen.message))
+        clips = [item for _, item in chunk if self.images and item.video is not None]
+        files = [(str(self.image_root / str(item.video)), str(item.clip), item.segment)
+                 for item in clips]  # fmt: skip
+        for item, seen in zip(clips, look.videos(files)):
             if seen.kind is not None:
                 self.report.add(Fault(item.where, item.id, None, seen.kind, seen.message))
         for number, item in chunk:

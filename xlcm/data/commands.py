@@ -48,7 +48,8 @@ def _add_check(actions: Actions[argparse.ArgumentParser]) -> None:
     text = "find every fault of a manifest, its pictures and features; exit code 1 if there is one"
     parser = actions.add_parser("check", help=text, description=text)
     parser.add_argument("path", help="the manifest, or a folder or pattern of tar shards")
-    parser.add_argument("--no-images", action="store_true", help="don't open the pictures")
+    parser.add_argument("--no-images", action="store_true",
+                        help="don't open the pictures and videos")  # fmt: skip
     parser.add_argument("--image-root", help="what image paths start from (default: its folder)")
     parser.add_argument("--features", metavar="PATH", help="features to check as well")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Looks at pictures, in this process or in several, which then need not load torch."""
+"""Looks at pictures and videos, in this process or in several, which then need not load torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeAlias
 
 from xlcm.data.images import decode
 from xlcm.data.manifest import DataError
+
+VideoTask: TypeAlias = "tuple[str, str, tuple[float, float] | None]"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,22 @@ def look_closely(task: tuple[str, str, bool]) -> Look:
     return look
 
 
+def look_at_video(task: VideoTask) -> Look:
+    """Read the times of all frames of a video, and decode the one in the middle.
+
+    Args:
+        task: the path, its name in messages, the segment that is meant.
+    """
+    from xlcm.data.video import FrameSampling, load_frames
+
+    path, name, segment = task
+    try:
+        load_frames(path, FrameSampling(count=1), segment=segment, name=name)
+    except DataError as error:
+        return Look(error.kind, str(error))
+    return Look()
+
+
 def decoder_says(data: bytes) -> str:
     """Return what the JPEG decoder of training complains of while it decodes a picture; often "".
 
@@ -94,7 +114,7 @@ def decoder_says(data: bytes) -> str:
 
 
 class Looker:
-    """Looks at many pictures, in this process or in several."""
+    """Looks at many pictures and videos, in this process or in several."""
 
     def __init__(self, pool: ProcessPoolExecutor | None, closely: bool = False) -> None:
         self._pool, self._closely = pool, closely
@@ -105,6 +125,19 @@ class Looker:
         if self._pool is None:
             return map(look, tasks)
         return self._pool.map(look, tasks, chunksize=32)
+
+    def videos(self, tasks: list[VideoTask]) -> Iterable[Look]:
+        """Return one look a video, in order.
+
+        Raises:
+            DataError: if there are some, and PyAV is not installed.
+        """
+        if tasks and find_spec("av") is None:
+            raise DataError("videos are opened by PyAV: pip install 'xlcm[video]'; or leave out "
+                            "pictures and videos with --no-images")  # fmt: skip
+        if self._pool is None:
+            return map(look_at_video, tasks)
+        return self._pool.map(look_at_video, tasks)
 
 
 @contextmanager
