@@ -68,6 +68,16 @@ def test_line_ends_and_marks_change_nothing(root, harmless):
     assert (root.parent / "m.jsonl").read_bytes() == before
 
 
+def test_endings_in_capitals_are_read_and_other_files_counted(root, capsys):
+    (root / "val" / "d.de.TXT").write_text("Ein Hund.\n")
+    (root / "val" / "g.heic").write_text("-")
+    assert command(root, "--split-folders") == 0
+    assert [c.lang for c in items(root)["val/d"].captions] == ["de", "en"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 files of other kinds were left out" in said
+    assert "g.heic" in said
+
+
 def test_a_text_file_without_picture_stops_or_is_counted(root, capsys):
     (root / "val" / "f.en.txt").write_text("A fox.\n")
     assert command(root, "--split", "train") == 2

@@ -16,6 +16,7 @@ from xlcm.data.sources.text_lines import iter_lines
 from xlcm.types import Caption, Item, Origin
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TEXT = ".txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,8 @@ class Folder:
     """Reads pictures and text files of one folder and all below it, in order of their names.
 
     Args:
-        root: hidden files and folders are not looked at, linked folders are counted as left out.
+        root: hidden files and folders are not looked at; linked folders, and files that are neither
+            pictures nor texts, are counted as left out. Endings may be in capitals.
         split: of all; None: the name of the first folder below the root.
         lang: of text files that name none.
         lang_names: codes to rename.
@@ -131,11 +133,15 @@ class Folder:
                     self.skipped.add(os.path.join(folder, name), "links to folders")
             files = sorted(name for name in files if not name.startswith("."))
             pictures = [name for name in files if name.lower().endswith(ENDINGS)]
-            yield Path(folder), pictures, [name for name in files if name.endswith(".txt")]
+            texts = [name for name in files if name.lower().endswith(TEXT)]
+            for name in files:
+                if not name.lower().endswith((*ENDINGS, TEXT)):
+                    self.skipped.add(os.path.join(folder, name), "files of other kinds")
+            yield Path(folder), pictures, texts
 
     def _stem(self, text: str, stems: Mapping[str, str]) -> tuple[str, str]:
         """Return the picture's name that a text file belongs to, and what stands behind it."""
-        bare = text.removesuffix(".txt")
+        bare = text[: -len(TEXT)]
         parts = bare.split(".")
         for behind in range(min(3, len(parts))):
             stem = ".".join(parts[: len(parts) - behind])
