@@ -236,6 +236,8 @@ def test_line_ends_and_byte_order_marks_change_nothing(tmp_path, harmless):
     ("text", "said"),
     [
         ("id,t\na,One, two.\n", ":2: 3 cells, expected 2"),
+        ("id,t\ra,One.\rb,Two.\r", ":1: a carriage return within a line; if lines end"),
+        ("<html>403 Forbidden</html>\n", "no rows below the header '<html>403 Forbidden</html>'"),
         ("id;t\na;One.\n", "did you mean"),
         ("id,t\na\n", ":2: 1 cells"),
         ("id,t\n\na,\"One.\nb,Two.\n", ":3: unexpected end of data; is a quote never closed"),

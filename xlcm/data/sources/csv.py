@@ -65,7 +65,7 @@ def read_table(
     Raises:
         DataError: as `file:line`; for a row, the line that it begins in.
     """
-    tabs = Path(path).name.removesuffix(".gz").endswith(TAB_ENDINGS)
+    tabs = Path(path).name.lower().removesuffix(".gz").endswith(TAB_ENDINGS)
     delimiter = delimiter or ("\t" if tabs else ",")
     quotes = (delimiter != "\t") if quotes is None else quotes
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # pictures in base64 are long
@@ -86,6 +86,9 @@ def read_table(
             break
         except csv.Error as error:
             hint = "" if not quotes else "; is a quote never closed? (--no-quotes: quotes are text)"
+            if str(error).startswith("new-line character"):
+                error = csv.Error("a carriage return within a line")
+                hint = "; if lines end in those alone, convert the file with `tr '\\r' '\\n'`"
             raise DataError(f"{path}:{begins}: {error}{hint}") from error
         where = f"{path}:{begins}"
         if not cells or cells == [""]:
@@ -105,6 +108,8 @@ def read_table(
             yield Row(where, split, dict(zip(names, cells)), f"{stem}-{number}")
     if names is None:
         raise DataError(f"{path}: the file is empty; it needs a header line")
+    if not number:
+        raise DataError(f"{path}: there are no rows below the header {', '.join(names)!r:.80}")
 
 
 def _names(cells: Sequence[str], where: str) -> list[str]:
