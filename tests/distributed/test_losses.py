@@ -24,8 +24,9 @@ PRESENT = [False, False, True, True, False, True]  # of three processes the firs
 SIDES = {"image": 5, "text": 5, "taught": 5, "image_of_teacher": 4, "text_of_teacher": 4}
 
 
-def similarity(**options):
-    loss = SimilarityDistillationLoss(temperature=0.3, detach_teacher=False, **options)
+def similarity(steep=False, **options):
+    temperature = 0.015 if steep else 0.3
+    loss = SimilarityDistillationLoss(temperature=temperature, detach_teacher=False, **options)
 
     def run(rows):
         teachers = [
@@ -80,6 +81,11 @@ LOSSES = {
         )
         for divergence in ("kl", "cross_entropy")
         for direction in ("both", "text_to_image", "image_to_text")
+    },
+    **{
+        f"similarity_tiled_{pool}_{scale}": similarity(pool=pool, tiled="always", steep=scale)
+        for pool in ("max", "min")
+        for scale in (False, True)
     },
     "similarity_sum": similarity(reduction="sum"),
     "similarity_of_texts": similarity(direction="text_to_image"),

@@ -38,8 +38,8 @@ class RelationDistillationLoss(nn.Module):
     with one side given twice it is a relation inside one kind.
 
     Large batches are computed in tiles (`xlcm/losses/tiled_divergence.py`), without any score
-    matrix; that form can't be differentiated twice. A `teacher_mix`, a bonus, and cosines over a
-    temperature that exceed 50 are computed plainly at any size.
+    matrix; that form can't be differentiated twice. A `teacher_mix` and a bonus are computed
+    plainly at any size.
 
     Args:
         temperature: T, of the student, and of the teacher where it has none of its own.
@@ -85,6 +85,11 @@ class RelationDistillationLoss(nn.Module):
                 "teacher_mix=1 leaves nothing of the teacher that a gradient could reach: set "
                 "detach_teacher=true, or a smaller teacher_mix"
             )
+        if teacher_mix > 0 and tiled == "always":
+            raise ValueError(
+                f"teacher_mix={teacher_mix} holds whole score matrices, tiled='always' can't be "
+                "had: leave `tiled` out, or set teacher_mix=0"
+            )
         self.temperature = temperature
         self.teacher_temperature = teacher_temperature or temperature
         self.direction = direction
@@ -120,6 +125,11 @@ class RelationDistillationLoss(nn.Module):
         check_pairs(left=left, right=right)
         check_pairs(teacher_left=teacher_left, teacher_right=teacher_right)
         check_rows(left=left, teacher_left=teacher_left)
+        if bonus is not None and self.tiled == "always":
+            raise ValueError(
+                "a bonus is a whole matrix of scores, tiled='always' can't be had with it: leave "
+                "`tiled` out"
+            )
         plain = bonus is not None or self.teacher_mix > 0
         if not plain and in_tiles(self.tiled, len(left), world() * len(left)):
             return self._in_tiles(left, right, teacher_left, teacher_right)
@@ -144,7 +154,7 @@ class RelationDistillationLoss(nn.Module):
             taught = [side.detach() for side in taught]
         total = divergences(
             ((left, gather(right)), (right, gather(left))),
-            ((taught[0], gather(taught[1])), (taught[1], gather(taught[0]))),
+            ([(taught[0], gather(taught[1]))], [(taught[1], gather(taught[0]))]),
             scales=(1.0 / self.temperature, 1.0 / self.teacher_temperature),
             kl=True,
             counted=self._counted,

@@ -39,17 +39,17 @@ class TeacherRows(NamedTuple):
     """What stands in the place of `Targets` for a large batch: the distributions come in tiles.
 
     Attributes:
-        text: `(b, E)`, local texts; of several teachers side by side.
+        text: `(b, E)`, local texts, of each teacher; of those whose mean is learnt side by side.
         image: `(b, E)`, local images.
         all_text: `(B, E)`, those of all processes.
         all_image: `(B, E)`.
         scale: of the products.
     """
 
-    text: Tensor
-    image: Tensor
-    all_text: Tensor
-    all_image: Tensor
+    text: tuple[Tensor, ...]
+    image: tuple[Tensor, ...]
+    all_text: tuple[Tensor, ...]
+    all_image: tuple[Tensor, ...]
     scale: float
 
 
@@ -65,8 +65,7 @@ class SimilarityDistillationLoss(nn.Module):
     tokenizer and no text: row i of all of them must only mean the same pair.
 
     Large batches are computed in tiles (`xlcm/losses/tiled_divergence.py`), without any score
-    matrix; that form can't be differentiated twice. `smooth_l1`, `pool` `max` or `min` of several
-    teachers, and cosines over a temperature that exceed 50 are computed plainly at any size.
+    matrix; that form can't be differentiated twice. `smooth_l1` is computed plainly at any size.
 
     Args:
         temperature: T, of teachers and student alike; no factor $T^2$ makes up for it.
@@ -110,6 +109,11 @@ class SimilarityDistillationLoss(nn.Module):
         check_choice("reduction", reduction, Reduction)
         check_choice("direction", direction, Direction)
         check_choice("tiled", tiled, Tiled)
+        if divergence == "smooth_l1" and tiled == "always":
+            raise ValueError(
+                "divergence smooth_l1 holds whole score matrices, tiled='always' can't be had: "
+                "leave `tiled` out, or take kl or cross_entropy"
+            )
         self.temperature = temperature
         self.divergence = divergence
         self.pool = pool
@@ -135,22 +139,22 @@ class SimilarityDistillationLoss(nn.Module):
             check_pairs(**named)
             check_rows(**{"teachers[0].text": teachers[0][0], **named})
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher):
-            if self._can_be_tiled(len(teachers)) and in_tiles(
-                self.tiled, rows := len(teachers[0][0]), world() * rows
-            ):
-                text, image = (
-                    side[0] if len(side) == 1 else torch.cat(side, dim=1)
-                    for side in zip(*(map(widen, teacher) for teacher in teachers))
-                )
-                if self.detach_teacher:
-                    text, image = text.detach(), image.detach()
-                scale = self._scale / len(teachers)  # the mean of cosines is one product
-                return TeacherRows(text, image, gather(text), gather(image), scale)
+            rows = len(teachers[0][0])
+            if self.divergence != "smooth_l1" and in_tiles(self.tiled, rows, world() * rows):
+                return self._teacher_rows(teachers)
             sides = zip(*(both_ways(*teacher, scale=self._scale) for teacher in teachers))
             return Targets(*(self._target(list(side)) for side in sides))
 
-    def _can_be_tiled(self, teachers: int) -> bool:
-        return self.divergence != "smooth_l1" and (teachers == 1 or self.pool == "mean")
+    def _teacher_rows(self, teachers: Sequence[tuple[Tensor, Tensor]]) -> TeacherRows:
+        text, image = (tuple(map(widen, side)) for side in zip(*teachers))
+        if self.detach_teacher:
+            text, image = (tuple(one.detach() for one in side) for side in (text, image))
+        scale = self._scale
+        if self.pool == "mean" and len(text) > 1:  # the mean of cosines is one product
+            scale = scale / len(text)
+            text, image = ((torch.cat(side, dim=1),) for side in (text, image))
+        all_text, all_image = (tuple(map(gather, side)) for side in (text, image))
+        return TeacherRows(text, image, all_text, all_image, scale)
 
     @full_precision
     def forward(
@@ -192,23 +196,25 @@ class SimilarityDistillationLoss(nn.Module):
     def _in_tiles(
         self, text: Tensor, image: Tensor, targets: TeacherRows, some: Present | None
     ) -> Tensor:
-        if len(targets.text) != len(text):
+        if len(targets.text[0]) != len(text):
             raise ValueError(
-                f"targets of {len(targets.text)} rows are of another batch than the student's "
+                f"targets of {len(targets.text[0])} rows are of another batch than the student's "
                 f"{len(text)}: make them of the same rows"
             )
         student = (text, gather(image)), (image, gather(text))
-        taught = [x.to(text.dtype) for x in targets[:4]]
-        teacher = (taught[0], taught[3]), (taught[1], taught[2])
+        taught = [[one.to(text.dtype) for one in side] for side in targets[:4]]
+        teachers = list(zip(taught[0], taught[3])), list(zip(taught[1], taught[2]))
         if some is not None:  # what is left of a distribution has a sum of 1 again
             student = some.pair(*student[0]), some.pair(*student[1])
-            teacher = some.pair(*teacher[0]), some.pair(*teacher[1])
+            here = [[some.pair(*one) for one in side] for side in teachers]
+            teachers = here[0], here[1]
         total = divergences(
             student,
-            teacher,
+            teachers,
             scales=(self._scale, targets.scale),
             kl=self.divergence == "kl",
             counted=self._counted,
+            pool="min" if self.pool == "min" else "max",  # of a mean there is one left
         )
         total = total / len(text) if some is None else some.mean(total)
         return total / len(self._counted) if self.reduction == "mean" else total
