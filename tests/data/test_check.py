@@ -208,6 +208,21 @@ def test_the_same_picture_under_two_names_is_found_by_its_bytes(folder):
     assert "in split 'train', here in 'test'" in report.examples["split_overlap"][0]
 
 
+def test_segments_of_one_video_may_share_a_split_and_not_a_test(folder):
+    for start, split in ((0, "train"), (1, "train"), (2, "test")):
+        folder.item(image=..., video="v.mp4", segment=[start, start + 1], split=split)
+    report = folder.check(images=False)
+    assert report.counts == {"split_overlap": 1}
+    assert report.examples["split_overlap"] == [
+        f"{folder.manifest}:6: video 'v.mp4' is also at {folder.manifest}:4 in split 'train', "
+        "here in 'test'"
+    ]  # fmt: skip
+    found = find_overlap(folder.dataset(), folder.dataset("test"))
+    assert [fault.item for fault in found] == ["i3", "i4"]
+    folder.item(image=..., video="v.mp4", segment=[1, 2])
+    assert folder.check(images=False).counts["image_shared"] == 1
+
+
 def test_pictures_of_which_the_decoder_complains_are_named(folder, capfd):
     whole = (folder.path / "0.jpg").read_bytes()
     folder.item(picture_bytes=whole[:-2] + b"\x12" * 10 + whole[-2:])

@@ -66,9 +66,9 @@ def find_bad_rows(
 def find_overlap(dataset: ManifestDataset, *others: ManifestDataset) -> list[Fault]:
     """Return what validation or test data hold too of a split, one fault an item or caption.
 
-    Compared are image files, videos, keys of one feature store and, in one manifest, ids of items
-    and captions: two manifests may both count theirs from 1. Lines that are no items are passed
-    over here: `find_bad_rows` lists them.
+    Compared are image files, videos (whole ones, whatever segments of them are taken), keys of one
+    feature store and, in one manifest, ids of items and captions: two manifests may both count
+    theirs from 1. Lines that are no items are passed over here: `find_bad_rows` lists them.
 
     Args:
         dataset: where the faults are: training data, or validation data beside test data.
@@ -97,7 +97,7 @@ def find_overlap(dataset: ManifestDataset, *others: ManifestDataset) -> list[Fau
 
 def _names(dataset: ManifestDataset, item: Item) -> Iterator[str]:
     yield f"item id {item.id!r} of {Path(dataset.manifest.path).resolve()}"
-    for kind, path in (("image", item.image), ("video", item.clip)):
+    for kind, path in (("image", item.image), ("video", item.video)):
         if path is not None:
             yield f"{kind} {str(dataset.image_root.resolve() / path)!r}"
     if dataset.store is not None:

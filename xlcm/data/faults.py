@@ -171,10 +171,12 @@ class Identities:
         self._items, self._captions, self._places = Digests(), Digests(), Digests()
         self._members = Digests()  # of splits
         self._wandering: set[int] = set()
+        self._videos: dict[int, tuple[int, str]] = {}  # digest of the file -> first line, split
         self._suspects: set[int] = set()
         self._seen_items: dict[str, tuple[str, str]] = {}
         self._seen_captions: dict[str, str] = {}
         self._seen_places: dict[str, tuple[str, str]] = {}
+        self._seen_videos: dict[str, tuple[str, str]] = {}
 
     def add(self, item: Item, line: int, content: str | None = None) -> None:
         """Note an item.
@@ -195,6 +197,10 @@ class Identities:
                 self._wandering.add(line)
         for place in _places(item, content):
             self._places.add(place, line)
+        if item.video is not None:
+            first = self._videos.setdefault(hash(item.video), (line, item.split))
+            if first[1] != item.split:  # segments of one video are in two splits
+                self._wandering.update((first[0], line))
 
     def suspects(self) -> set[int]:
         """Return the lines that may be at fault, or that others repeat."""
@@ -216,6 +222,11 @@ class Identities:
                 overlaps = first[1] != item.split
                 kind = "split_overlap" if overlaps else "image_shared"
                 yield Fault(item.where, item.id, None, kind, f"{place} {_also(first, item)}")
+        if item.video is not None:
+            first = self._seen_videos.setdefault(item.video, (item.where, item.split))
+            if first[1] != item.split and not overlaps:
+                yield Fault(item.where, item.id, None, "split_overlap",
+                            f"video {item.video!r} {_also(first, item)}")  # fmt: skip
         yield from self._judge_captions(item)
 
     def _judge_captions(self, item: Item) -> Iterator[Fault]:
