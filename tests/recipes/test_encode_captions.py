@@ -150,6 +150,26 @@ def test_captions_are_batched_and_tokenised_as_encode_text_does_it(
     assert all(torch.equal(one, other) for one, other in zip(recipe, seen))
 
 
+def test_a_compiled_tower_gives_the_same_captions(tiny_data, tmp_path, monkeypatch):
+    graphs, original = [], torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def compile_by(module, **options):
+        assert options == {"dynamic": True}
+        original(module, backend=backend, **options)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_by)
+    given = {"splits": ["val"], "batch_size": None, "max_batch_tokens": 60}
+    assert encode(config(tiny_data, tmp_path, **given, compile=True)) == 0
+    torch.compiler.reset()
+    assert graphs
+    close(FeatureStore(tmp_path / "store"), own(tiny_data, splits=["val"]))
+
+
 def test_half_precision_is_told_and_never_mixed_into_another_store(tiny_data, tmp_path):
     assert encode(config(tiny_data, tmp_path, splits=["val"], precision="bf16")) == 0
     store = FeatureStore(tmp_path / "store")
