@@ -129,7 +129,8 @@ def test_a_table_names_file_and_byte_of_a_fault(tmp_path):
         ('{"a": [1], "a": 2}', "'a' is there twice, at bytes 6 and 16"),
         ('{"a": 1, 2: 3}', "byte 9: a key must be text"),
         ('{"a" 1}', "byte 5: expected :"), ("[1]", "byte 0: expected {"), ("", "byte 0"),
-        ('{"a": [1, }', "byte 6: not JSON"), ('{"a": 1', "byte 7: the file is cut off"),
+        ('{"a": 1} {"b": 2}', "byte 9: something stands behind the end"),
+        ("{}}", "byte 2: something stands behind the end"), ('{"a": [1, }', "byte 6: not JSON"), ('{"a": 1', "byte 7: the file is cut off"),
     ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(DataError, match=word.replace("{", r"\{")) as error:

@@ -95,4 +95,6 @@ def test_a_broken_segment_is_named(tmp_path, capsys):
 
 
 def test_an_empty_folder_says_where_to_get_it(tmp_path, capsys):
-    assert "youcook2.eecs.umich.edu" in fails(capsys, tmp_path, "youcook2")
+    said = fails(capsys, tmp_path, "youcook2")
+    assert "youcook2.eecs.umich.edu" in said
+    assert "youcookii_annotations*.json: the owners' English file; or *.jsonl" in said

@@ -84,6 +84,8 @@ def _unpacked(path: Path) -> IO[bytes]:
 def _pairs(scanner: _Scanner) -> Iterator[tuple[str, int, int]]:
     scanner.take("{")
     if scanner.mark() == "}":
+        scanner.take("}")
+        scanner.end()
         return
     while True:
         key, at, _ = scanner.value()
@@ -93,6 +95,7 @@ def _pairs(scanner: _Scanner) -> Iterator[tuple[str, int, int]]:
         _, offset, size = scanner.value()
         yield key, offset, size
         if scanner.take(",}") == "}":
+            scanner.end()
             return
 
 
@@ -128,6 +131,11 @@ class _Scanner:
             self._fail(f"expected {' or '.join(allowed)}, got {mark!r}", self.at)
         self.at += 1
         return mark
+
+    def end(self) -> None:
+        """Refuse what stands behind the object: it would be lost."""
+        if self.mark():
+            self._fail("something stands behind the end of the object; get the file again", self.at)
 
     def value(self) -> tuple[Any, int, int]:
         """Return the next value, its place in the file and its bytes."""

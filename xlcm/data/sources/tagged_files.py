@@ -242,7 +242,9 @@ def read_sentences(path: Path, *, sentence: bool = True) -> Iterator[tuple[str, 
                 (row["sentence"] or "").strip() if sentence else "",
             )
     except csv.Error as error:
-        raise DataError(f"{path}:{numbers[-1] if numbers else 1}: no CSV: {error}") from error
+        cut = "; was the file cut off?" if "end of data" in str(error) else ""
+        where = f"{path}:{numbers[-1] if numbers else 1}"
+        raise DataError(f"{where}: no CSV: {error}{cut}") from error
 
 
 def youtube_key(item: Item) -> str:

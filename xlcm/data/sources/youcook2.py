@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def plan(args: argparse.Namespace) -> Plan:
     skipped = Skipped()
     if not find_all(args.root, OFFICIAL):
         made = converted(args, "youcook2", "youcook2")
+        if not find_all(args.root, "*.jsonl"):
+            either = Need(OFFICIAL, "the owners' English file; or *.jsonl, C2KD's files converted")
+            made = replace(made, needs=(either,))
         return replace(made, get=GET, terms=TERMS, cite=CITE, notes=(*made.notes, VAL_IS_TEST))
     if args.langs and args.langs != ["en"]:
         raise DataError(f"--langs {' '.join(args.langs)}: {OFFICIAL} is English only; "
@@ -124,6 +128,6 @@ def _segment(found: Any, where: str) -> tuple[float, float, str]:
     pair = isinstance(times, list) and [type(t) in (int, float) for t in times] == [True, True]
     if not pair or not isinstance(times, list) or not isinstance(text, str):
         raise DataError(f"{where}: expected 'segment': [start, end] and 'sentence'")
-    if not 0 <= times[0] < times[1]:
+    if not 0 <= times[0] < times[1] < inf:
         raise DataError(f"{where}: it begins at {times[0]:g} s and ends at {times[1]:g} s")
     return times[0], times[1], text.strip()
