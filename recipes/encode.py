@@ -22,6 +22,7 @@ from xlcm.cli import recipe
 from xlcm.config import load
 from xlcm.data.bad_rows import write_skipped
 from xlcm.data.convert_features import verified
+from xlcm.data.dataset import require_languages
 from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
@@ -41,6 +42,8 @@ def main(path: str, *overrides: str) -> int:
 
 def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
     encoder, made_by = open_tower(config)
+    if config.image is not None:
+        _tell_untrained(accelerator, "image", config.image.get("weights"))
     encoder.to(accelerator.device)
     if config.compile:
         encoder.compile(dynamic=True)
@@ -62,6 +65,7 @@ def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
         views=config.views if config.kind == "views" else None,
         shard_items=config.shard_items,
     )
+    before = len(writer)
     filling = Filling(accelerator, encoder, writer, config)
     with inference(encoder):
         for dataset in splits:
@@ -72,11 +76,17 @@ def _visuals(config: EncodeConfig, accelerator: Accelerator) -> int:
         accelerator.print(f"{filling.damaged.total()} frame(s) of {len(filling.damaged)} video(s) "
                           "can't be decoded whole; what the decoder made of them, or the next "
                           f"frame, stands in their place: {first}")  # fmt: skip
-    return _finish(accelerator, writer, "pictures" if config.frames is None else "videos")
+    return _finish(accelerator, writer, before, "pictures" if config.frames is None else "videos")
 
 
 def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
+    opened = open_datasets(config)
+    if config.langs is not None:
+        require_languages(opened, config.langs)
     encoder, made_by = open_text_tower(config)
+    if config.text is not None:
+        usual = "hub" if config.text["name"] == "hf" else None
+        _tell_untrained(accelerator, "text", config.text.get("weights", usual))
     encoder.to(accelerator.device)
     if config.compile:
         encoder.compile(dynamic=True)
@@ -89,15 +99,16 @@ def _captions(config: EncodeConfig, accelerator: Accelerator) -> int:
         encoder=made_by,
         shard_items=config.shard_items,
     )
+    before = len(writer)
     filling = TextFilling(accelerator, encoder, writer, config)
     with inference(encoder):
-        for dataset in open_datasets(config):
+        for dataset in opened:
             filling.add(dataset)
     _list_skipped(config, accelerator, filling.skipped, "line(s) and caption(s)")
     if filling.cut:
         accelerator.print(f"{filling.cut} of them are longer than {encoder.max_tokens} tokens and "
                           "were cut")  # fmt: skip
-    return _finish(accelerator, writer, "captions")
+    return _finish(accelerator, writer, before, "captions")
 
 
 def _list_skipped(
@@ -111,11 +122,18 @@ def _list_skipped(
         print(f"{len(skipped)} {what} skipped, listed in {listed}")
 
 
-def _finish(accelerator: Accelerator, writer: FeatureWriter, what: str) -> int:
+def _tell_untrained(accelerator: Accelerator, option: str, weights: str | None) -> None:
+    if weights is None:
+        accelerator.print(f"{option}: no weights are named, so these are features of an untrained "
+                          f"tower; `{option}.weights` names some")  # fmt: skip
+
+
+def _finish(accelerator: Accelerator, writer: FeatureWriter, before: int, what: str) -> int:
     if accelerator.is_main_process:
         writer.close()
         verified(writer.folder, len(writer))
-        print(f"{len(writer)} {what} are in {writer.folder}")
+        earlier = f", {before} of them from before" if before else ""
+        print(f"{len(writer)} {what} are in {writer.folder}{earlier}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0

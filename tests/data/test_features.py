@@ -155,7 +155,9 @@ def test_a_store_whose_extension_was_interrupted_is_unfinished(tmp_path):
 
 def test_a_store_of_another_encoder_is_not_continued(tmp_path):
     fill(tmp_path, vectors(1, DIM), encoder={"backbone": "a"})
-    with pytest.raises(DataError, match=r"encoder=.*choose another folder or delete"):
+    with pytest.raises(
+        DataError, match=r"encoder.backbone=.a., not .b.; choose another folder or delete"
+    ):
         FeatureWriter(tmp_path, kind="pooled", dim=DIM, dtype="float32", encoder={"backbone": "b"})
 
 

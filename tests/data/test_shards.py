@@ -381,3 +381,15 @@ def test_more_shards_than_items_are_refused(source, tmp_path):
     with pytest.raises(DataError, match="64 items do not fill 65 shards; --shards 64 at most"):
         write_shards(source, tmp_path / "out", shards=65)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_shards_that_is_not_there_is_told_with_the_nearest(folder):
+    with pytest.raises(DataError, match="no such folder of shards; did you mean 'shards'"):
+        Shards(path=str(folder.with_name("shard")), split="train")
+
+
+def test_a_language_that_no_caption_is_in_is_no_shard(tiny_data, tmp_path, capsys):
+    source = str(tiny_data / "translated.jsonl")
+    assert main(["data", "shard", source, "--out", str(tmp_path / "x"), "--langs", "en", "sw"]) == 2
+    assert "no caption in sw; there are" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -1,6 +1,7 @@
 """recipes/encode.py: the encoder's own features, whoever made them and however often interrupted."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -397,3 +398,18 @@ def test_two_processes_skip_alike(tiny_data, spoilt, processes):
     store, expected = FeatureStore(spoilt / "store"), own(tiny_data)
     assert sorted(store.keys()) == sorted(set(expected) - {"val0", "val8", "val15"})
     close(store, {key: expected[key] for key in store.keys()})  # noqa: SIM118
+
+
+def test_an_untrained_tower_and_what_was_there_before_are_told(tiny_data, tmp_path, capsys):
+    for said in (r"16 pictures are in [^,]*\n", "16 pictures are in .*, 16 of them from before"):
+        assert encode(config(tiny_data, tmp_path, splits=["val"])) == 0
+        out = capsys.readouterr().out
+        assert re.search(said, out)
+        assert "features of an untrained tower; `image.weights` names some" in out
+
+
+def test_the_difference_to_a_store_is_told_and_not_all_of_its_settings(tiny_data, tmp_path):
+    assert encode(config(tiny_data, tmp_path, splits=["val"])) == 0
+    other = {**IMAGE, "image_size": 64}
+    with pytest.raises(DataError, match=r"has encoder\.image\.image_size=32, not 64; choose"):
+        encode(config(tiny_data, tmp_path, splits=["val"], image=other))

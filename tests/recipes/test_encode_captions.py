@@ -230,3 +230,11 @@ def test_settings_that_do_not_go_together_are_told(tiny_data, tmp_path, changes,
     with pytest.raises(ConfigError) as raised:
         encode(config(tiny_data, tmp_path, **changes))
     assert said in str(raised.value)
+
+
+def test_languages_that_are_none_or_that_no_caption_is_in_are_errors(tiny_data, tmp_path):
+    with pytest.raises(ConfigError, match=r"langs.*'ger' is no BCP 47.*did you mean 'de'"):
+        encode(config(tiny_data, tmp_path, langs=["en", "ger"]))
+    with pytest.raises(DataError, match=r"no caption in sw; there are .*de, en"):
+        encode(config(tiny_data, tmp_path, langs=["en", "sw"]))
+    assert not (tmp_path / "store").exists()

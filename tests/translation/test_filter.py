@@ -79,8 +79,13 @@ def test_wrong_bounds_are_named_and_nothing_is_written(manifest, capsys, options
 
 
 def test_translations_without_a_signal_stay_or_go_as_asked(manifest):
-    assert left(manifest, "--min", "similarity=0.5", "--missing", "keep") == []
-    assert len(left(manifest, "--min", "similarity=0.5", "--missing", "drop")) == 12
+    path = manifest.with_name("some.jsonl")
+    with ManifestWriter(path) as writer:
+        for i, signals in enumerate(((("similarity", 0.9),), (("similarity", 0.1),), ())):
+            caption = Caption(f"{i}", "de", "x", "mt", None, "m", (), signals)
+            writer.write(Item(f"{i}", "train", (caption,)))
+    assert left(path, "--min", "similarity=0.5", "--missing", "keep") == ["1"]
+    assert left(path, "--min", "similarity=0.5", "--missing", "drop") == ["1", "2"]
 
 
 def test_an_engine_that_no_caption_is_of_stops_the_command(manifest, capsys):
@@ -136,3 +141,18 @@ def test_paths_stay_as_they_are_in_the_same_folder(tmp_path):
     left(path, "--drop-engine", "m")
     found = [i.image for i in read_manifest(path.with_name("out.jsonl"))]
     assert found == [i.image for i in read_manifest(path)]
+
+
+def test_a_signal_that_no_translation_has_is_refused_also_where_missing_ones_may_be(
+    manifest, capsys
+):
+    out = manifest.with_name("out.jsonl")
+    for missing in ("keep", "drop"):
+        options = ["--min", "back_crf=50", "--missing", missing]
+        assert xlcm(["data", "filter", str(manifest), "--out", str(out), *options]) == 2
+        assert "'back_crf'; did you mean 'back_chrf'?" in capsys.readouterr().err
+    assert (
+        xlcm(["data", "filter", str(manifest), "--out", str(out), "--min", "fr:back_chrf=5"]) == 2
+    )
+    assert "'fr': no translation" in capsys.readouterr().err
+    assert not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from xlcm.data.images import Opened, load_image, load_pixels, read_file
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, Manifest
 from xlcm.data.video import Frames, FrameSampling, load_frames
+from xlcm.registry import nearest
 from xlcm.types import Item
 
 
@@ -224,6 +226,31 @@ def picture(dataset: Dataset, index: int, transform: object) -> Image.Image | Te
         load = getattr(dataset, "load_pixels", load)
     found: Image.Image | Tensor = load(index)
     return found
+
+
+def require_languages(opened: Sequence[Dataset], langs: Sequence[str]) -> None:
+    """Read datasets until each language was met.
+
+    Args:
+        opened: one after the other; items that can't be read are left to others.
+        langs: codes.
+
+    Raises:
+        DataError: naming the languages that no caption is in, and those that there are.
+    """
+    known: set[str] = set()
+    for dataset in opened:
+        for index in range(len(dataset)):
+            with contextlib.suppress(DataError):
+                known.update(caption.lang for caption in dataset[index].captions)
+            if known.issuperset(langs):
+                return
+    missing = [lang for lang in langs if lang not in known]
+    where = ", ".join(f"{dataset.name}, split {dataset.split!r}" for dataset in opened)
+    raise DataError(
+        f"{where}: langs: no caption in {', '.join(missing)}"
+        f"{nearest(missing[0], sorted(known))}; there are {', '.join(sorted(known)) or 'none'}"
+    )
 
 
 def feature_key(item: Item) -> str:

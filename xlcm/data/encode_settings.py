@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from xlcm.config import Section, part_field
+from xlcm.data.languages import language_fault
 from xlcm.data.transforms import Augment
 from xlcm.data.video import FrameSampling
 from xlcm.registry import datasets, image_encoders, text_encoders
@@ -87,6 +88,14 @@ class EncodeConfig(Section):
     def items_at_once(self) -> int:
         """Return how many pictures or videos a process loads together."""
         return max(1, self.pictures_at_once // (1 if self.frames is None else self.frames.longest))
+
+    @field_validator("langs")
+    @classmethod
+    def _languages(cls, langs: list[str] | None) -> list[str] | None:
+        for lang in langs or ():
+            if fault := language_fault(lang):
+                raise ValueError(fault)
+        return langs
 
     @model_validator(mode="after")
     def _captions_or_pictures(self) -> EncodeConfig:

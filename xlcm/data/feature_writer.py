@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -20,6 +20,16 @@ from xlcm.data.manifest import DataError
 LONGEST_KEY = 512  # bytes; keys lie in a table as wide as the longest of them
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 DIMENSIONS = {"pooled": 1, "tokens": 2, "views": 2}
+
+
+def _differences(name: str, there: Any, wanted: Any) -> Iterator[str]:
+    """Yield `a.b=1, not 2` for all that differs."""
+    if not (isinstance(there, dict) and isinstance(wanted, dict)):
+        yield f"{name}={there!r}, not {wanted!r}"
+        return
+    for key in [*there, *(key for key in wanted if key not in there)]:
+        if there.get(key) != wanted.get(key):
+            yield from _differences(f"{name}.{key}", there.get(key), wanted.get(key))
 
 
 class FeatureWriter:
@@ -82,9 +92,10 @@ class FeatureWriter:
         for name in ("kind", "dim", "dtype", "views", "encoder", "boxes"):
             there, wanted = found.get(name), self._index.get(name)
             if there != wanted:
+                told = "; ".join(_differences(name, there, wanted))
                 raise DataError(
-                    f"{self.folder}: the feature store here has {name}={there!r}, not "
-                    f"{wanted!r}; choose another folder or delete this one"
+                    f"{self.folder}: the feature store here has {told}; choose another folder or "
+                    "delete this one"
                 )
         self._index = {**found, "complete": False}
         for shard in found["shards"]:

@@ -131,6 +131,7 @@ def _filter(args: argparse.Namespace) -> int:
         raise DataError("nothing to filter by: give --min, --max, --language or --drop-engine")
     there, left = Counter[str](), Counter[tuple[str, str]]()
     engines: set[str] = set()
+    signals = Counter[tuple[str, str]]()  # (language, signal)
     move = Moving(args.path, args.path if args.keep_paths else args.out)
     with ManifestWriter(args.out) as writer:
         for item in read_manifest(args.path):
@@ -139,9 +140,14 @@ def _filter(args: argparse.Namespace) -> int:
             kept = tuple(c for c in item.captions if c.id not in out)
             there.update(c.lang for c in item.captions if c.origin == "mt")
             langs = {c.id: c.lang for c in item.captions if c.origin == "mt"}
+            signals.update(
+                (c.lang, name) for c in item.captions if c.origin == "mt" for name, _ in c.quality
+            )
             left.update((langs[i], why) for i, why in out.items() if i in langs)
             writer.write(move(replace(item, captions=kept)))
         _all_known(args.drop_engine, engines, args.path)
+        if there:
+            _all_met(bounds, args, there, signals)
     rows = [[lang, there[lang], why, n, f"{100 * n / there[lang]:.1f} %"]
             for (lang, why), n in sorted(left.items())]  # fmt: skip
     if rows:
@@ -163,6 +169,29 @@ def _all_known(named: list[str], engines: set[str], path: str) -> None:
                 f"--drop-engine {name}: no caption of {path} is of it"
                 f"{nearest(name, sorted(engines))}; engines there: {known}"
             )
+
+
+def _all_met(
+    bounds: list[Bound],
+    args: argparse.Namespace,
+    there: Mapping[str, int],
+    signals: Mapping[tuple[str, str], int],
+) -> None:
+    """Refuse a signal that no translation has, and a bound for a language that none is in.
+
+    Misspelt, it would bound nothing, or with `--missing drop` leave out all.
+    """
+    asked = [(("--min " if b.lowest else "--max ") + b.signal, b.signal, b.lang) for b in bounds]
+    asked += [("--language", "language", None)] if args.language else []
+    for option, signal, lang in asked:
+        if lang is not None and lang not in there:
+            raise DataError(f"{option} for {lang!r}: no translation of {args.path} is in it; there "
+                            f"are {', '.join(sorted(there))}")  # fmt: skip
+        known = sorted({name for code, name in signals if lang in (None, code)})
+        if signal not in known:
+            raise DataError(f"{option}: no translation of {args.path} has the signal {signal!r}"
+                            f"{nearest(signal, known)}; signals there: "
+                            f"{', '.join(known) or 'none'}")  # fmt: skip
 
 
 def _dropped(

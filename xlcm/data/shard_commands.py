@@ -45,7 +45,7 @@ def _positive(text: str) -> int:
 
 
 def _shard(args: argparse.Namespace) -> int:
-    from xlcm.data.dataset import ManifestDataset
+    from xlcm.data.dataset import ManifestDataset, require_languages
     from xlcm.data.manifest import DataError
     from xlcm.data.shard_writer import write_shards
     from xlcm.models.encoding import bar
@@ -59,6 +59,8 @@ def _shard(args: argparse.Namespace) -> int:
         raise
     except ValueError as error:  # a wrong language
         raise DataError(f"{args.path}: {error}") from error
+    if args.langs:
+        require_languages([ManifestDataset(path=args.path, split=args.split)], args.langs)
     with bar(len(dataset), "items") as advance:
         written = write_shards(
             dataset,

@@ -34,6 +34,7 @@ from xlcm.data.images import Opened, load_image, load_pixels
 from xlcm.data.languages import language_fault
 from xlcm.data.manifest import DataError, parse_item
 from xlcm.data.tar_index import KINDS, Place, TarIndex, tar_index
+from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
 INDEX = "shards.json"
@@ -277,6 +278,10 @@ def _find(path: str, split: str) -> tuple[list[str], dict[str, int], bool]:
     index = folder / INDEX
     if not index.is_file():
         files = sorted(glob.glob(str(folder / "*.tar") if folder.is_dir() else path))
+        if not files and not folder.exists() and not glob.has_magic(path):
+            beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+            raise DataError(f"{path}: no such folder of shards"
+                            + nearest(folder.name, sorted(p.name for p in beside)))  # fmt: skip
         if not files:
             raise DataError(f"{path}: no tar files here; `xlcm data shard` writes them from a "
                             "manifest")  # fmt: skip

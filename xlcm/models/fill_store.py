@@ -24,11 +24,11 @@ from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError, lines, parse_item, read_manifest
+from xlcm.data.progress import Progress
 from xlcm.data.video import Frames
 from xlcm.distributed import gather
 from xlcm.encoders.base import ImageEncoder, Tower
 from xlcm.models.dual_encoder import DualEncoder
-from xlcm.models.encoding import bar
 from xlcm.models.exported import ExportedImage, ExportedModel, ExportedText, open_saved
 from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.models.precision import lowered
@@ -188,9 +188,10 @@ class Filling:
             num_workers=self.config.workers,
         )
         done = 0
-        show = None if self.accelerator.is_main_process else False
         unit = "images" if self.config.frames is None else "videos"
-        with bar(len(todo), f"{dataset.split} {unit}", show) as advance:
+        show = self.accelerator.is_main_process
+        told = Progress(len(todo), f"encoding {dataset.split}", show=show, unit=unit)
+        with contextlib.closing(told):
             for found in loader:
                 block = todo[done : done + len(found) * world]
                 share = padded[done : done + len(found) * world][mine::world]
@@ -207,7 +208,7 @@ class Filling:
                         if index not in bad:
                             self.writer.add(keys[index], row)
                 done += len(block)
-                advance(len(block))
+                told.advance(len(block))
         self.skipped += skipped
 
     def _known(self, dataset: Dataset, item: Item, key: str) -> bool:

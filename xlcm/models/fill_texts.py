@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -16,8 +17,8 @@ from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
 from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
+from xlcm.data.progress import Progress
 from xlcm.encoders.base import TextEncoder, masked
-from xlcm.models.encoding import bar
 from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.models.fill_store import open_model, weights_digest
 from xlcm.models.lengths import batches_for, tokenised
@@ -78,15 +79,16 @@ class TextFilling:
         new = {c.id: c for c in self._captions(dataset) if c.id not in self.writer}
         todo = list(new.values())
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
-        show = None if self.accelerator.is_main_process else False
-        with bar(len(todo), f"{dataset.split} captions", show) as advance:
+        show = self.accelerator.is_main_process
+        told = Progress(len(todo), f"encoding {dataset.split}", show=show, unit="captions")
+        with contextlib.closing(told):
             for shares in self._together(self._encoded(todo[mine::world])):
                 for ids, rows, cut in shares:
                     self.cut += cut
                     if self.accelerator.is_main_process:
                         for key, row in zip(ids, rows):
                             self.writer.add(key, row)
-                    advance(len(ids))
+                    told.advance(len(ids))
 
     def _captions(self, dataset: Dataset) -> Iterator[Caption]:
         skipped: list[Fault] = []
