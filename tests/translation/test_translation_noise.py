@@ -40,6 +40,15 @@ def test_equal_references_are_no_fault_and_foreign_letters_find_nothing():
     assert found(["A zebra dog.", "A dog."], ["猫", "A dog."]) == 0.5  # near another one alone
 
 
+def test_the_share_found_is_among_so_many_references_however_many_there_are():
+    nearer = REFERENCES[0]  # than the first one's own reference, and two places behind it
+    references = ["In a park, a boy plays.", REFERENCES[1], nearer, REFERENCES[2]]
+    translations = [nearer, REFERENCES[1], nearer, REFERENCES[2]]
+    assert found(translations, references, among=4) == 0.75
+    assert found(translations, references, among=2) == 1
+    assert found(translations, references, among=3) == 1, "two blocks of two"
+
+
 def test_scores_are_those_of_sacrebleu():
     sacrebleu = pytest.importorskip("sacrebleu")
     made = ["A boy plays in a park.", *REFERENCES[1:]]
@@ -71,6 +80,13 @@ def test_real_translations_lie_beside_their_references(shared):
     assert (first.lang, len(first.references)) == ("de", 1000)
     assert found(first.translations[:200], first.references[:200]) > 0.9
     assert found(first.translations[1:201], first.references[:200]) < 0.1
+
+
+def test_all_captions_of_a_set_are_compared(shared):
+    counts = {(one.engine, one.name): len(one.references) for one in comparisons(shared / "data")}
+    assert counts["Baidu, 2016", "Flickr8k test"] == counts["Google, 2016", "Flickr8k test"] == 5000
+    assert counts["Google, 2021", "xFlickr&CO, from de"] == 2000
+    assert set(counts.values()) == {1000, 2000, 5000}
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -7,7 +7,7 @@ prints the table of `docs/data/translation_noise.md`. Four figures a language:
 - **chrF** and **BLEU** of sacreBLEU, over the corpus. They count paraphrases as faults, and can't
   be compared between scripts.
 - **found**, adequacy without embeddings: the share of the translations that are nearer to their own
-  reference than to any other of the set, by chrF's overlap of rare character sequences. A
+  reference than to 999 others of the set, by chrF's overlap of rare character sequences. A
   paraphrase still finds its own; a translation of which the telling words are wrong doesn't.
 - **like scenes at**: the noise rate of the scenes benchmark at which the same share is found there,
   among as many captions. There the references have no paraphrases, so this is the most that the
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from xlcm.translation.quality import tokenizer_of
 
 ORDERS = (2, 3, 4)  # characters; single ones tell nothing
+AMONG = 1000  # references: the share found falls with their number
 SCENES_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -40,7 +41,7 @@ class Noise:
         pairs: how many.
         chrf: of the corpus, 0 to 100.
         bleu: of the corpus, 0 to 100, with sacreBLEU's tokenizer for the language.
-        found: share in 0 to 1 whose nearest reference is their own.
+        found: share in 0 to 1 whose nearest reference is their own, among `AMONG` at most.
     """
 
     pairs: int
@@ -72,13 +73,24 @@ def compare(translations: Sequence[str], references: Sequence[str], lang: str) -
     )
 
 
-def found(translations: Sequence[str], references: Sequence[str]) -> float:
+def found(translations: Sequence[str], references: Sequence[str], among: int = AMONG) -> float:
     """Return the share of translations whose nearest reference is their own.
+
+    Of more than `among` references, blocks of equally many of them are taken in turn, in their
+    order, so that sets of several thousand can be compared with others of one thousand.
 
     Nearness is the cosine of weighted counts of sequences of 2 to 4 characters; the weight is the
     logarithm of how rare a sequence is among the references. References that are equal to one's own
     count as one's own.
     """
+    count = len(references)
+    ends = np.linspace(0, count, -(-count // among) + 1).round().astype(int)
+    blocks = [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
+    return sum(_right(translations[block], references[block]) for block in blocks) / count
+
+
+def _right(translations: Sequence[str], references: Sequence[str]) -> int:
+    """Return how many translations find their own reference."""
     counted = [_sequences(text) for text in references]
     rarity = Counter(name for counts in counted for name in counts)
     number = {name: i for i, name in enumerate(rarity)}
@@ -90,7 +102,7 @@ def found(translations: Sequence[str], references: Sequence[str]) -> float:
         scores = _rows(asked, number, weights) @ matrix.T
         own = scores[np.arange(len(asked)), start + np.arange(len(asked))]
         right += int(((own >= scores.max(axis=1) - 1e-6) & (own > 0)).sum())
-    return right / len(translations)
+    return right
 
 
 def _sequences(text: str) -> Counter[str]:

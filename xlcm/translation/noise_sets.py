@@ -19,13 +19,14 @@ XTD10 = {
     "zh": ("XTD10/test_1kcaptions_zh", "zho_Hans"),
 }  # fmt: skip
 """Language -> (people's translation, NLLB's), of the same English lines."""
-PAIRS = 1000
-"""At most so many of a set: the share found falls with their number."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Translations and references of the same sources, line by line."""
+    """Translations and references of the same sources, line by line, all that there are.
+
+    Where a picture has several captions, all first ones come first, then all second ones.
+    """
 
     lang: str
     engine: str
@@ -58,7 +59,7 @@ def comparisons(root: str | Path) -> Iterator[Comparison]:
     people = _table(photos / "zh.human_translation.tsv.gz")
     for engine in ("baidu", "google"):
         machine = _table(photos / f"zh.mt_{engine}.tsv.gz")
-        keys = [key for key in people if key in machine and key[1] == "0"][:PAIRS]
+        keys = sorted((key for key in people if key in machine), key=lambda key: int(key[1]))
         yield Comparison(
             "zh", f"{engine.title()}, 2016", "Flickr8k test",
             [machine[key] for key in keys], [people[key] for key in keys],
@@ -67,7 +68,7 @@ def comparisons(root: str | Path) -> Iterator[Comparison]:
     for lang in ("de", "es", "id", "ja", "ru", "tr", "zh"):
         written = _sentences(english / "annotations/en/test.jsonl.gz")
         made_of = _sentences(english / f"annotations_machine-translate/{lang}/test_gmt.jsonl.gz")
-        keys2 = [key for key in written if key in made_of][:PAIRS]
+        keys2 = [key for key in written if key in made_of]
         yield Comparison(
             "en", "Google, 2021", f"xFlickr&CO, from {lang}",
             [made_of[key] for key in keys2], [written[key] for key in keys2], parallel=False,
