@@ -24,7 +24,10 @@ from xlcm.data.manifest import read_manifest
 from xlcm.data.sources.multi30k import IMAGES, TASK1
 
 PEERS: tuple[str, ...] = ()
-TARGETS = {"importing Multi30K with four languages": "under 10 s"}
+TARGETS = {
+    "importing Multi30K with four languages": "under 10 s",
+    "items of that manifest read in a CPU second": "at least 100,000",
+}
 LANGS = ("en", "de", "fr", "cs")
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "captions" / "multi30k"
 COMMAND = [sys.executable, "-c", "from xlcm.cli import main; raise SystemExit(main())",
@@ -103,11 +106,12 @@ def measure(*, small: bool) -> dict[str, Any]:
 
 
 def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """Return what was measured for the target, and whether that reaches it."""
+    """Return what was measured for each target, and whether that reaches it."""
     if "missing" in found:
         return {}
     wall = found["cpu_and_wall_s"]["xlcm"][1]
-    return {next(iter(TARGETS)): (f"{wall:.1f} s", wall < 10)}
+    speed = found["items"] / found["cpu_and_wall_s"]["reading it back"][0]
+    return dict(zip(TARGETS, [(f"{wall:.1f} s", wall < 10), (number(speed), speed >= 100_000)]))
 
 
 def table(found: dict[str, Any]) -> str:

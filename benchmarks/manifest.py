@@ -20,7 +20,9 @@ PEERS: tuple[str, ...] = ()
 TARGETS = {
     "items read in a second, one caption each": "at least 100,000",
     "items read in a second, five captions each": "at least 100,000",
+    "items read in a second, four translations with signals each": "at least 100,000",
 }
+WANTED = 100_000
 KINDS = {"one caption": (1, False), "five captions": (5, False), "four translations": (5, True)}
 TEXT = "Two dogs run over the wet sand by the sea ."
 
@@ -101,9 +103,12 @@ def _per_second(found: dict[str, Any], kind: str, way: str) -> float:
 
 def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
     """Return what was measured for each target, and whether that reaches it."""
-    kinds = ("one caption", "five captions")
-    speeds = [_per_second(found, kind, "read_manifest") for kind in kinds]
-    return {name: (number(speed), speed >= 100_000) for name, speed in zip(TARGETS, speeds)}
+    told = {}
+    for target, kind in zip(TARGETS, KINDS, strict=True):
+        speed, floor = (_per_second(found, kind, way) for way in ("read_manifest", "bare JSON"))
+        said = number(speed) if speed >= WANTED else f"{number(speed)}; bare JSON {number(floor)}"
+        told[target] = (said, speed >= WANTED)
+    return told
 
 
 def table(found: dict[str, Any]) -> str:
