@@ -16,13 +16,15 @@ from xlcm.cli import main
 from xlcm.data import shard_writer
 from xlcm.data.collate import stack_visuals
 from xlcm.data.dataset import ManifestDataset
-from xlcm.data.manifest import DataError
+from xlcm.data.manifest import DataError, ManifestWriter
 from xlcm.data.rows import open_splits
 from xlcm.data.shard_parts import json_part
 from xlcm.data.shard_writer import write_shards
 from xlcm.data.shards import Shards
 from xlcm.data.tar_index import tar_index
-from xlcm.types import Item
+from xlcm.evaluation.queries import queries as find_queries
+from xlcm.evaluation.settings import EvaluationConfig
+from xlcm.types import Caption, Item
 
 
 @pytest.fixture(autouse=True)
@@ -351,6 +353,53 @@ def test_the_command_writes_shards_and_names_what_it_leaves_out(tiny_data, tmp_p
     assert main([*arguments, "--on-error", "skip"]) != 0  # the folder is there
     assert "is there already" in "".join(capsys.readouterr())
     assert len(Shards(path=str(tmp_path / "out"))) == 11
+
+
+def shop(folder, *named):
+    """Six pictures, of which the fourth is spoilt; the first one's captions name others."""
+    with ManifestWriter(folder / "shop.jsonl") as writer:
+        for number in range(6):
+            (folder / f"{number}.jpg").write_bytes(jpeg() if number != 3 else b"spoilt")
+            captions = [Caption(f"{number}#0", "en", f"A fish {number}.")]
+            if number == 0:
+                captions += [
+                    Caption(f"q{n}", "en", "x", relevant=ids) for n, ids in enumerate(named)
+                ]
+            writer.write(Item(f"{number}", "val", tuple(captions), image=f"{number}.jpg"))
+    return ["data", "shard", str(folder / "shop.jsonl"), "--split", "val", "--shards", "2",
+            "--out", str(folder / "out")]  # fmt: skip
+
+
+def test_a_right_answer_that_is_left_out_is_told_and_no_answer_any_more(tmp_path, capsys):
+    command = shop(tmp_path, ("1", "3"), ("3",), ("2",), ("4", "9"))
+    assert main([*command, "--on-error", "skip"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 items that captions name in `relevant`, such as '3' (" in said
+    assert "shop.jsonl:1: caption 'q0'): they are no right answers in the shards" in said
+    shards = Shards(path=str(tmp_path / "out"), split="val")
+    assert sorted(shards[i].id for i in range(5)) == ["0", "1", "2", "4", "5"]
+    captions = [c for i in range(5) for c in shards[i].captions if c.id.startswith("q")]
+    assert [c.relevant for c in captions] == [("1",), (), ("2",), ("4",)]
+    asked = find_queries(shards, EvaluationConfig())
+    numbers = {shards[i].id: i for i in range(5)}
+    assert [i for _, i in asked.relevant["en"].tolist()] == [numbers[n] for n in "124"]
+
+
+def test_a_right_answer_that_no_item_is_stops_the_writing_before_it_begins(tmp_path, capsys):
+    command = [*shop(tmp_path, ("1",), ("2", "9")), "--no-images"]
+    assert main(command) != 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "shop.jsonl:1: caption 'q1' names the relevant item '9', and split 'val' has no" in said
+    assert not list(tmp_path.glob("*out*"))
+    assert main([*command, "--on-error", "skip"]) == 0
+    assert "1 items that captions name in `relevant`, such as '9'" in capsys.readouterr().out
+    with ManifestWriter(tmp_path / "shop.jsonl") as writer:
+        for number in range(2):
+            captions = (Caption(f"{number}#0", "en", "x", relevant=(str(1 - number),)),)
+            writer.write(Item(f"{number}", "val", captions))
+    assert main([*command[:-2], str(tmp_path / "two"), "--no-images"]) == 0
+    shards = Shards(path=str(tmp_path / "two"), split="val")
+    assert {shards[i].captions[0].relevant for i in range(2)} == {("0",), ("1",)}
 
 
 @pytest.mark.parametrize("after", [1, 10, 11, 63])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,13 @@ from xlcm.types import Item
 Part = tuple[str, bytes]  # ending of the name, content
 
 
-def item_parts(dataset: ManifestDataset, index: int, images: bool, check: bool) -> Iterator[Part]:
+def item_parts(
+    dataset: ManifestDataset,
+    index: int,
+    images: bool,
+    check: bool,
+    lost: Container[str] = (),
+) -> Iterator[Part]:
     """Yield the files of an item.
 
     Args:
@@ -27,11 +33,14 @@ def item_parts(dataset: ManifestDataset, index: int, images: bool, check: bool) 
         index: of the item.
         images: whether to yield its picture.
         check: decode it first.
+        lost: ids that are taken out of the captions' `relevant`.
 
     Raises:
         DataError: naming the manifest's line, if one can't be had.
     """
     item = dataset[index]
+    if lost and any(caption.relevant for caption in item.captions):
+        item = _without(item, lost)
     yield json_part(item)
     if images:
         yield _picture(dataset, index, check)
@@ -46,6 +55,14 @@ def item_parts(dataset: ManifestDataset, index: int, images: bool, check: bool) 
 def json_part(item: Item) -> Part:
     """Return the manifest line of an item, without the paths that a shard has no use for."""
     return "json", to_line(replace(item, image=None, video=None, segment=None), item.where)
+
+
+def _without(item: Item, lost: Container[str]) -> Item:
+    captions = [
+        replace(caption, relevant=tuple(name for name in caption.relevant if name not in lost))
+        for caption in item.captions
+    ]
+    return replace(item, captions=tuple(captions))
 
 
 def _picture(dataset: ManifestDataset, index: int, check: bool) -> Part:

@@ -21,6 +21,7 @@ from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError
 from xlcm.data.seen import Seen
 from xlcm.data.shard_parts import Part, item_parts
+from xlcm.data.shard_relevant import lost_answers, told
 from xlcm.data.shards import INDEX
 from xlcm.data.sources.hf import ReadError
 from xlcm.data.tar_index import tar_index
@@ -37,7 +38,7 @@ class Written:
         folder: of the shards.
         items: in each shard.
         skipped: messages of items that were left out.
-        lacking: sentences about captions that written items lack.
+        lacking: sentences about captions, and right answers of them, that written items lack.
     """
 
     folder: Path
@@ -72,7 +73,8 @@ def write_shards(
             None: in the manifest's order.
         images: write the pictures; False: captions and features only.
         check: decode each picture before it is written.
-        skip: leave out and name items whose picture or features can't be had; False: stop there.
+        skip: leave out and name items whose picture or features can't be had, also among the
+            right answers (`relevant`) of captions; False: stop there.
         on_item: called for each item that is done.
 
     Raises:
@@ -84,7 +86,8 @@ def write_shards(
         raise DataError(f"{dataset.name}: {count} items do not fill {number} shards; "
                         f"--shards {count} at most")  # fmt: skip
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
-    about = [_source(dataset), number, seed, images, check, skip]
+    lost = lost_answers(dataset, images=images, check=check, skip=skip)
+    about = [_source(dataset), number, seed, images, check, skip, *sorted(lost)]
     with ShardWriter(out, dataset.split, about=about) as writer:
         for shard, chosen in enumerate(np.array_split(order, number)):
             whole = shard < (writer.kept or 0)
@@ -92,11 +95,11 @@ def write_shards(
                 writer.begin()
             for index in chosen.tolist():
                 if not whole:
-                    writer.add(item_parts(dataset, index, images, check), skip=skip)
+                    writer.add(item_parts(dataset, index, images, check, lost), skip=skip)
                 on_item()
             if not whole:
                 writer.keep(shard + 1)
-    return Written(writer.folder, writer.items, writer.skipped)
+    return Written(writer.folder, writer.items, writer.skipped, told(lost))
 
 
 def _source(dataset: ManifestDataset) -> list[Any]:
