@@ -25,8 +25,9 @@ from torch.nn.functional import normalize
 
 from benchmarks.measure import Found, compare, installed, markdown
 from xlcm.evaluation.metrics import figures, image_to_text, text_to_image
-from xlcm.evaluation.ranks import TILE, Ranks, retrieval_ranks
+from xlcm.evaluation.ranks import Ranks, retrieval_ranks
 from xlcm.evaluation.retrieval import evaluate_embeddings
+from xlcm.evaluation.tiles import TILE
 
 PEERS = ("faiss-cpu", "torchmetrics", "mteb", "clip-benchmark", "open_clip_torch")
 TARGETS = {

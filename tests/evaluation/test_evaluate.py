@@ -1,6 +1,8 @@
 """A model on a split: pictures or features, one process or two, and what is left out."""
 
 import json
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import tiny
@@ -12,7 +14,7 @@ from xlcm.data.features import FeatureWriter
 from xlcm.data.manifest import DataError
 from xlcm.data.scenes import Scenes
 from xlcm.data.subset import Subset
-from xlcm.evaluation.evaluate import EvaluationConfig, evaluate
+from xlcm.evaluation.evaluate import EvaluationConfig, _whole, evaluate
 from xlcm.evaluation.retrieval import evaluate_embeddings
 from xlcm.registry import models
 
@@ -83,6 +85,16 @@ def test_the_report_is_that_of_the_embeddings_that_a_user_gets(tiny_data):
     assert report.results == expected.results
     assert report.sum_r == expected.sum_r
     assert {row.queries for row in report.results} == {16}
+
+
+def test_embeddings_stay_on_the_device_of_the_model_if_it_has_float64():
+    there = SimpleNamespace(width=4, device=torch.device("meta"))  # a device like any other
+    rows = [torch.empty(2, 4, device="meta"), torch.empty(1, 4, device="meta")]
+    assert _whole(rows, 3, there).device.type == "meta"
+    assert _whole([], 0, there).device.type == "meta"
+    without = mock.patch("xlcm.evaluation.evaluate.NO_FLOAT64", ("meta",))
+    with without, pytest.raises(NotImplementedError, match="meta"):  # nothing to copy to the CPU
+        _whole(rows, 3, there)
 
 
 def test_each_caption_and_picture_is_encoded_once(tiny_data):

@@ -1,6 +1,7 @@
 """Fused scores: the published formula over whole matrices against vectors ranked in tiles."""
 
 import json
+from unittest import mock
 
 import pytest
 import tiny
@@ -112,6 +113,37 @@ def test_the_range_does_not_depend_on_the_tile(tile):
     whole = given["target"] @ given["image"].T
     found = score_range(given["image"], given["target"], tile=tile)
     assert found == pytest.approx((float(whole.min()), float(whole.max())), abs=1e-6)
+
+
+def ranges_in_pool():
+    """The range of all scores on this process, and the numbers of tiles that it made for it."""
+    given, tiles = embeddings(), mock.Mock(side_effect=torch.aminmax)
+    with mock.patch.object(torch, "aminmax", tiles):
+        found = score_range(given["image"], given["target"], tile=(7, 40), shared=True)
+    return found, tiles.call_count
+
+
+def test_processes_share_the_tiles_of_a_range_and_all_have_it(processes):
+    given = embeddings()
+    wanted = score_range(given["image"], given["target"], tile=(7, 40))
+    assert processes.run(2, ranges_in_pool) == [(wanted, 8), (wanted, 7)]
+
+
+def test_a_range_is_that_of_float32_products_whatever_is_allowed():
+    given, seen = embeddings(), []
+    torch.set_float32_matmul_precision("medium")
+
+    def look(scores):
+        seen.append(torch.get_float32_matmul_precision())
+        return scores.min(), scores.max()
+
+    try:
+        with mock.patch.object(torch, "aminmax", look):
+            score_range(given["image"], given["target"])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["highest"]
 
 
 def test_the_larger_range_does_not_outweigh_the_smaller():

@@ -222,6 +222,11 @@ def test_low_precision_products_do_not_change_the_ranks() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+def test_tiles_are_of_a_size_for_the_device() -> None:
+    assert tiles.tile_size(torch.device("cpu")) == (2048, 2048)
+    assert tiles.tile_size(torch.device("cuda", 1)) == (4096, 16384)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_rows_are_counted_and_named(value: float) -> None:
     image, text, owner = case()

@@ -22,6 +22,7 @@ from xlcm.evaluation.report import RetrievalReport
 from xlcm.evaluation.retrieval import evaluate_embeddings
 from xlcm.evaluation.settings import EvaluationConfig as EvaluationConfig
 from xlcm.evaluation.sheet import retrieval_sheet, sheet_rows
+from xlcm.losses.score_tiles import NO_FLOAT64
 from xlcm.models.encoding import bar, inference
 from xlcm.models.lengths import embed_texts
 from xlcm.models.precision import lowered, refuse_overflow
@@ -84,8 +85,8 @@ def evaluate(
 ) -> SplitResult:
     """Encode every picture and caption of a split and rank in both directions.
 
-    On several processes each encodes its share, each ranks its share of the score matrix, and all
-    get the whole report.
+    The device of the model ranks too; what is reported is the same on any. On several processes
+    each encodes its share, each ranks its share of the score matrix, and all get the whole report.
 
     Args:
         retriever: has `embed_visual`, `embed_text`, `image.transform` and `text.tokenizer`.
@@ -185,11 +186,17 @@ def _texts(
 
 
 def _whole(rows: list[Tensor], total: int, retriever: Any) -> Tensor:
-    """Put the shares of all processes (rank r has rows r, r + W, ...) into order, on the CPU."""
+    """Put the shares of all processes (rank r has rows r, r + W, ...) into order.
+
+    They stay on the model's device, which ranks them; ranking takes float64, so they go to the CPU
+    where the device has none.
+    """
     share = torch.cat(rows) if rows else torch.empty(0, retriever.width, device=retriever.device)
+    ranker = "cpu" if share.device.type in NO_FLOAT64 else share.device
     if world() == 1:
-        return share.cpu()
+        return share.to(ranker)
     most = math.ceil(total / world())
     padded = share.new_zeros(most, share.shape[1])
     padded[: len(share)] = share
-    return gather(padded).cpu().reshape(world(), most, -1).transpose(0, 1).flatten(0, 1)[:total]
+    whole = gather(padded).to(ranker).reshape(world(), most, -1)
+    return whole.transpose(0, 1).flatten(0, 1)[:total]

@@ -18,9 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from xlcm.evaluation import shares
 from xlcm.evaluation.ranks import Ties
 from xlcm.evaluation.report import FusedResult
 from xlcm.evaluation.retrieval import captioned_images, evaluate_embeddings
+from xlcm.evaluation.tiles import exact_products, tile_size
 
 FLAT = 1e-6  # a range this small beside the scores is rounding: all are equal
 
@@ -29,21 +31,28 @@ Rows = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def score_range(image: Tensor, text: Tensor, *, tile: tuple[int, int] = (512, 4096)) -> Range:
+def score_range(
+    image: Tensor, text: Tensor, *, tile: tuple[int, int] | None = None, shared: bool = False
+) -> Range:
     """Return the least and the greatest inner product of any text with any image.
 
     Args:
         image: `(N, d)`.
-        text: `(M, d)`.
-        tile: images x texts whose scores exist at one time.
+        text: `(M, d)`, on the same device.
+        tile: images x texts whose scores exist at one time; None: as the device likes it.
+        shared: every process holds the same embeddings and looks at its share of the tiles; all
+            get the whole range.
     """
-    least, most = float("inf"), float("-inf")
+    height, width = tile or tile_size(image.device)
     image, text = image.float(), text.float()
-    for rows in image.split(tile[0]):
-        for columns in text.split(tile[1]):
-            low, high = torch.aminmax(rows @ columns.T)
-            least, most = min(least, float(low)), max(most, float(high))
-    return least, most
+    cut = [(rows, columns) for rows in image.split(height) for columns in text.split(width)]
+    least, most = float("inf"), float("-inf")
+    with exact_products():
+        for number, (rows, columns) in enumerate(cut):
+            if not shared or shares.mine(number):
+                low, high = torch.aminmax(rows @ columns.T)
+                least, most = min(least, float(low)), max(most, float(high))
+    return shares.extremes(least, most, image.device) if shared else (least, most)
 
 
 def fuse(image: Tensor, target: Tensor, translation: Tensor, weight: float) -> Tensor:
@@ -130,7 +139,10 @@ def fused_results(
         shown = image
         if gallery == "captioned":
             shown = image[captioned_images(owner, relevant.get(lang)).to(image.device)]
-        ranges[lang] = score_range(shown, queries), score_range(shown, rows)
+        ranges[lang] = (
+            score_range(shown, queries, shared=shared),
+            score_range(shown, rows, shared=shared),
+        )
     found = []
     for weight in weights:
         text = {

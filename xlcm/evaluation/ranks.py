@@ -20,12 +20,10 @@ from torch import Tensor
 
 from xlcm.evaluation.best import TopK
 from xlcm.evaluation.scores import Scores, largest_norm
-from xlcm.evaluation.tiles import count_ahead
+from xlcm.evaluation.tiles import count_ahead, tile_size
 
 Ties: TypeAlias = Literal["average", "favourable"]
 EQUAL: dict[Ties, float] = {"average": 0.5, "favourable": 0.0}
-# images x captions: 16 MB, in the last cache of a CPU; a GPU wants more at once
-TILE, GPU_TILE = (2048, 2048), (4096, 16384)
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def retrieval_ranks(
         ties: `average`: a wrong answer with the right one's score counts half; `favourable`: it
             doesn't count, which gives a collapsed model R@1 = 100 %.
         tile: images x captions whose scores exist at one time; any size gives the same ranks.
-            None: 2,048 x 2,048, and more on a GPU.
+            None: 2,048 x 2,048, and 4,096 x 16,384 on a GPU.
         shared: every process of the group calls this with the same embeddings, ranks its share
             of the tiles, and gets the whole.
 
@@ -100,7 +98,7 @@ def retrieval_ranks(
             indices that don't fit.
     """
     if tile is None:
-        tile = TILE if image.device.type == "cpu" else GPU_TILE
+        tile = tile_size(image.device)
     norms = _check(image, text, caption_image, top_k, tile)
     owner = caption_image.to(image.device, torch.int64)
     captions, shown = torch.arange(len(owner), device=owner.device), owner

@@ -23,6 +23,14 @@ def summed(part: Tensor) -> Tensor:
     return total.to(part.device)
 
 
+def extremes(least: float, most: float, device: torch.device) -> tuple[float, float]:
+    """Return the least and the greatest number of all processes; every process calls it."""
+    if world() == 1:
+        return least, most
+    low, high = stacked(torch.tensor([[least], [most]], device=device))
+    return float(low.min()), float(high.max())
+
+
 def stacked(part: Tensor) -> Tensor:
     """Return the rows of all processes side by side, `(rows, processes * columns)`."""
     if world() == 1:

@@ -34,8 +34,17 @@ class Ahead:
     top_captions: TopK | None
 
 
+# images x captions: 16 MB, in the last cache of a CPU; a GPU wants more at once
+TILE, GPU_TILE = (2048, 2048), (4096, 16384)
+
+
+def tile_size(device: torch.device) -> tuple[int, int]:
+    """Return of how many images and captions a device makes the scores at one time."""
+    return TILE if device.type == "cpu" else GPU_TILE
+
+
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """Keep TF32 and bfloat16 short cuts out of the products; their error exceeds the blur."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -71,7 +80,7 @@ def count_ahead(
     captions = Best(len(image), min(top_k, len(text)), 1, image.device)
     flat = torch.empty(height * width, device=image.device)
     number = -1
-    with _full_precision():
+    with exact_products():
         for top in range(0, len(image), height):
             rows = image[top : top + height]
             inside = _Inside(scores, top, len(rows))
