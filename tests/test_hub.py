@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from xlcm import hub
+from xlcm.data.features import FeatureWriter
 from xlcm.encoders.text_spec import with_tokenizer
 from xlcm.encoders.tokenizer import SentencePieceTokenizer
 from xlcm.models.dual_encoder import DualEncoder
+from xlcm.training.checkpoint import write_tensors
 
 TEXTS = ["a red square", "ein rotes Quadrat", "红色的方块", ""]
 REPORT = {
@@ -343,3 +345,17 @@ def test_push_explains_what_the_hub_refused(tokenizer, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Refusing)
     with pytest.raises(ConnectionError, match=r"403 Forbidden.*hf auth login"):
         make(tokenizer).push_to_hub("me/model")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of files are POSIX's")
+@pytest.mark.parametrize(("rights", "expected"), [(0o755, 0o644), (0o775, 0o664), (0o700, 0o600)])
+def test_weights_are_for_those_who_may_read_their_folder(tokenizer, tmp_path, rights, expected):
+    for name in ("model", "store", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(rights)
+    make(tokenizer).save_pretrained(tmp_path / "model")
+    with FeatureWriter(tmp_path / "store", kind="pooled", dim=2) as writer:
+        writer.add("a", torch.ones(2))
+    write_tensors({"a": torch.ones(2)}, tmp_path / "run" / "best.safetensors")
+    found = {p.stat().st_mode & 0o777 for p in tmp_path.glob("*/*.safetensors")}
+    assert found == {expected}

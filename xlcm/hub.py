@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlcm.encoders.text_spec import innermost, with_tokenizer
+from xlcm.files import readable_like
 from xlcm.model_card import write_card
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def save_pretrained(
     aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         _write(model, aside, report, title or folder.resolve().name)
+        readable_like(aside / WEIGHTS, folder)
         _move(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlcm.data.feature_index import INDEX, VERSION, Kind, read_index, sha256_of, shard_keys
 from xlcm.data.manifest import DataError
+from xlcm.files import readable_like
 
 LONGEST_KEY = 512  # bytes; keys lie in a table as wide as the longest of them
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -169,6 +170,7 @@ class FeatureWriter:
             tensors["values"] = torch.stack(values)
         aside = self.folder / f".{file}.{os.getpid()}"
         save_file(tensors, aside)
+        readable_like(aside, self.folder)
         digest = sha256_of(aside)
         os.replace(aside, self.folder / file)
         entry = {"file": file, "items": len(values), "sha256": digest}

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from xlcm.encoders import image_weights
+from xlcm.files import readable_like
 
 PREFIXES = ("", "text_model.", "model.", "text_encoder.", "encoder.", "0.auto_model.")
 CONVERT = (
@@ -124,4 +125,5 @@ def convert_bin(folder: str | Path) -> Path:
         weights.update({k: v.clone().contiguous() for k, v in loaded.items()})
     target = folder / "model.safetensors"
     safetensors.torch.save_file(weights, target, {"format": "pt"})
+    readable_like(target, folder)
     return target

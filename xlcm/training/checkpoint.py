@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xlcm.config import ConfigError
+from xlcm.files import readable_like
 from xlcm.training.sharded import fill_state, names_of_state, whole_state
 
 FORMAT = 1
@@ -245,6 +246,7 @@ def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(copies, aside)
+        readable_like(aside, path.parent)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
