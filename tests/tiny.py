@@ -193,7 +193,9 @@ class Recorder:
         while len(self.names) != self.crash_before:
             batch = next(batches)
             self.names.append(batch.names)
-            yield batch
+            used = [batch]
+            del batch  # as the loader lets go of it
+            yield used.pop()
         raise Crash(self.names)
 
 

@@ -430,6 +430,28 @@ def test_pieces_of_a_step_are_let_go_before_the_next_ones_are_moved(
     assert len(before) == 3 * 4
 
 
+def test_a_batch_is_held_in_pieces_alone_while_its_step_is_made(tiny_data, tmp_path, monkeypatch):
+    moved, whole = loop._moved, []
+
+    def look(batch, device, size):
+        whole.append(weakref.ref(batch.ids))
+        return moved(batch, device, size)
+
+    def watch(method):
+        forward = method.forward
+
+        def checked(*given, **options):
+            assert whole[-1]() is None
+            return forward(*given, **options)
+
+        method.forward = checked
+
+    monkeypatch.setattr(loop, "_moved", look)
+    config = tiny.tree(tiny_data, tmp_path, run={"steps": 3, "micro_batch": 5})
+    tiny.train(config, wrap=watch)
+    assert len(whole) == 3
+
+
 @pytest.mark.parametrize("micro_batch", [6, "auto"])
 def test_a_cached_run_with_dropout_resumes_bit_for_bit(
     tiny_data, tmp_path, micro_batch, monkeypatch

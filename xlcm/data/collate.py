@@ -19,6 +19,7 @@ from xlcm.data.dataset import Dataset
 from xlcm.data.manifest import DataError
 from xlcm.data.pixel_batch import pictures, stack_pixels
 from xlcm.data.token_cache import RowTokenizer, TokenCache
+from xlcm.data.transfer import Copies, ahead
 from xlcm.data.transforms import Augment
 from xlcm.data.views import Views
 from xlcm.types import Batch, Caption, Item, TextBatch, Visual
@@ -210,12 +211,19 @@ class TrainLoader:
         stream: which rows, in which order.
         collate: how they become a batch.
         workers: loading processes; 0 loads in this one.
-        pin_memory: for a GPU.
+        device: where batches are to go. To a GPU the next one is copied while this one is used;
+            elsewhere they stay on the host.
     """
 
     def __init__(
-        self, stream: RowStream, collate: Collator, *, workers: int = 0, pin_memory: bool = False
+        self,
+        stream: RowStream,
+        collate: Collator,
+        *,
+        workers: int = 0,
+        device: torch.device | None = None,
     ) -> None:
+        on_gpu = device is not None and device.type == "cuda"
         self.stream = stream
         self.collate = collate
         self.loader = DataLoader(
@@ -223,11 +231,12 @@ class TrainLoader:
             sampler=stream,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=workers,
-            pin_memory=pin_memory,
+            pin_memory=on_gpu,
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # or it would draw from the generator of the towers
             worker_init_fn=_outlive_sigterm,
         )
+        self.copies = Copies(device) if on_gpu and device is not None else None
         self.epoch = 0
         self.batch = 0
 
@@ -253,13 +262,17 @@ class TrainLoader:
         if end is not None:
             atexit.register(end)
         try:
-            for fetched in loading:
+            copies = self.copies
+            there = loading if copies is None else ahead(loading, copies.send, copies.arrive)
+            for fetched in there:
                 if isinstance(fetched, DataError):
                     raise fetched
                 self.batch += 1
                 if self.batch >= len(self.stream.batching.batches(self.epoch)):
                     self.epoch, self.batch = self.epoch + 1, 0
-                yield fetched
+                used = [fetched]
+                del fetched  # who uses the batch may let it go before the step is over
+                yield used.pop()
         finally:
             if end is not None:
                 atexit.unregister(end)

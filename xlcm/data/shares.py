@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from xlcm.data.batching import RowStream
 from xlcm.data.collate import Collator, TrainLoader
@@ -30,7 +31,7 @@ class CountingLoader(TrainLoader):
         stream: which rows, in which order.
         collate: how they become a batch.
         workers: loading processes; 0 loads in this one.
-        pin_memory: for a GPU.
+        device: see `TrainLoader`.
         report: called every so many batches, and at the end of an epoch.
         every: batches between reports.
     """
@@ -41,11 +42,11 @@ class CountingLoader(TrainLoader):
         collate: Collator,
         *,
         workers: int = 0,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
         report: Report | None = None,
         every: int = 100,
     ) -> None:
-        super().__init__(stream, collate, workers=workers, pin_memory=pin_memory)
+        super().__init__(stream, collate, workers=workers, device=device)
         assert isinstance(stream.batching, StreamBatching)
         self.batching = stream.batching
         self.report = report
@@ -69,7 +70,9 @@ class CountingLoader(TrainLoader):
             self._count(batch, self.batching.batches(epoch)[number, :, 0])
             if self.report is not None and (self.batch % self.every == 0):
                 self.report(self.shares(), self.batch == 0)
-            yield batch
+            used = [batch]
+            del batch  # as in `TrainLoader`
+            yield used.pop()
 
     def _count(self, batch: Batch, items: np.ndarray) -> None:
         layout = self.batching.layout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from xlcm.batch_norm import trained_batch_norms
 from xlcm.config import ConfigError
 from xlcm.data.batching import share_of
+from xlcm.data.transfer import put_back
 from xlcm.distributed import gather
 from xlcm.methods.base import Method
 from xlcm.registry import methods
@@ -157,7 +157,7 @@ def rows_a_time(
     size = run.micro_batch or rows
     if size == "auto":
         first = next(batches)
-        batches = chain([first], batches)
+        batches = put_back(first, batches)
         there = first.to(accelerator.device, non_blocking=True)
         size = choose(accelerator, plain, there, rows, min(progress.micro_batch, rows))
         progress.micro_batch = size

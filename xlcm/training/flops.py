@@ -13,7 +13,6 @@ import functools
 import re
 import time
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from xlcm.data.transfer import put_back
 from xlcm.encoders.base import Tower
 from xlcm.methods.base import Method
 from xlcm.training.settings import RunConfig
@@ -59,7 +59,7 @@ def best_rate(
         flops = flops_of_row(plain, first.to(accelerator.device))
     best, source = peak(accelerator.device, run.precision)
     accelerator.print(f"{flops / 1e9:.3g} GFLOP a row of training; mfu is the share of {source}")
-    return (accelerator.num_processes * best / flops if flops else 0.0), chain([first], batches)
+    return (accelerator.num_processes * best / flops if flops else 0.0), put_back(first, batches)
 
 
 def compile_towers(module: nn.Module) -> None:

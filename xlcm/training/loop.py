@@ -143,6 +143,7 @@ def fit(
                 names += batch.names
                 last = part == run.accumulate - 1
                 seen = _moved(batch, accelerator.device, size)
+                del batch  # `seen` has its rows, or copies of them in pieces
                 if isinstance(seen, Pieces):
                     counts.append(seen.counts)
                 if isinstance(seen, Pieces) and run.micro_batch is not None:
@@ -181,7 +182,7 @@ def fit(
                     buffer.detach().copy_(before)
                 if accelerator.scaler is not None:  # it must forget the gradients it has unscaled
                     accelerator.scaler.update()
-            del seen  # on a device the next batch is moved to, and may be as large
+            del seen  # on a device where the next batch is on its way, and may be as large
             if accelerator.scaler is not None:
                 progress.scaler = accelerator.scaler.state_dict()
             optimizer.zero_grad()
@@ -273,7 +274,7 @@ def _seed(seed: int, step: int, process: int, device: torch.device) -> None:
 
 
 def _moved(batch: Batch, device: torch.device, size: int) -> Batch | Pieces:
-    """Return the batch on the device, cut if there is a size: the whole one is free at once."""
+    """Return the batch on the device, where a GPU has it already; cut if there is a size."""
     moved: Batch = batch.to(device, non_blocking=True)
     return cut(moved, size) if size else moved
 

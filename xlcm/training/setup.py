@@ -198,9 +198,7 @@ def build_loader(
         extra=method.extra_texts,
     )
     mine = RowStream(batching, accelerator.process_index, accelerator.num_processes)
-    loading: dict[str, Any] = {
-        "workers": data.workers, "pin_memory": accelerator.device.type == "cuda"
-    }  # fmt: skip
+    loading: dict[str, Any] = {"workers": data.workers, "device": accelerator.device}
     if layout(rows.dataset) is None:
         return TrainLoader(mine, collate, **loading)
     report = partial(write_shares, Path(str(run.output))) if accelerator.is_main_process else None
