@@ -141,6 +141,8 @@ class HFTextEncoder(TextEncoder):
     def forward(self, text: TextBatch) -> Encoded:
         """Return `tokens (b, L, token_width)`, `mask (b, L)` and `pooled (b, width)`."""
         length = text.ids.shape[1]
+        # the mask goes along where nothing is padded, too: transformers then drops it (but in a
+        # compiled tower), few batches are so, and on a CPU attention is as fast with it
         if self._full_length is None:
             out = self.model(input_ids=text.ids, attention_mask=text.mask.long())
         else:
