@@ -1,6 +1,6 @@
 import pytest
 
-from xlcm.data.languages import NAMES, language_fault, language_name
+from xlcm.data.languages import NAMES, indistinct, language_fault, language_name, three_letters
 
 FIELD = """en de fr cs zh ja sw hi es uk ar pt ru ko vi th tr pl it nl bn fa fil hu mi quz te da el fi
 he hr id no ro sv et id ta yue zh-Hant zh-Hans pt-BR es-419 sr-Latn de-1996 de-CH-1996 und-x-elvish"""
@@ -43,3 +43,14 @@ def test_all_two_letter_codes_are_there_and_named():
     assert all(language_fault(code) is None for code in NAMES)
     assert language_name("zh-Hant") == "Chinese (Hant)"
     assert language_name("de") == "German"
+
+
+def test_three_letters_and_languages_that_a_sentence_does_not_tell_apart():
+    assert [three_letters(code) for code in ("de", "sw", "yue", "xx")] == [
+        "deu",
+        "swa",
+        "yue",
+        "xx",
+    ]
+    assert indistinct("nb") == indistinct("nn") == indistinct("no")
+    assert indistinct("de") == "de"

@@ -46,6 +46,19 @@ def caption(**changes) -> bytes:
     return line(captions=[{k: v for k, v in row.items() if v is not ...}])
 
 
+def test_a_folder_in_the_place_of_a_manifest_is_named_with_the_way_out(tmp_path):
+    write(tmp_path / "a.jsonl", [item()])
+    with pytest.raises(DataError, match=r"is a folder; name the manifest, .*\(in it: a\.jsonl\)"):
+        next(read_manifest(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no manifest .*x\.jsonl: there is no folder .*no"):
+        next(read_manifest(tmp_path / "no" / "x.jsonl"))
+    with pytest.raises(DataError, match="is a folder; name the manifest to write"):
+        write(tmp_path, [item()])
+    with pytest.raises(DataError, match=r"a\.jsonl is no folder, .* name another place to write"):
+        write(tmp_path / "a.jsonl" / "sub" / "b.jsonl", [item()])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 def test_a_manifest_that_is_cut_anywhere_is_said_to_be_cut_off(tmp_path):
     path = tmp_path / "m.jsonl"
     data = caption(text="Hünde") + b"\n" + line()

@@ -8,14 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from xlcm.data.languages import language_fault
+from xlcm.data.languages import indistinct, language_fault
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
 from xlcm.data.moving import Moving
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item
 
-SAME = {"nb": "no", "nn": "no", "fil": "tl", "hr": "sr", "bs": "sr", "id": "ms"}
-"""Languages that an identifier can't tell apart in one sentence."""
 Actions = argparse._SubParsersAction
 
 
@@ -106,7 +104,7 @@ def reason(
         if found is None:
             return "no language" if _lacks(caption, "language", missing, where) else None
         wanted = caption.lang.partition("-")[0]
-        if SAME.get(str(found), found) != SAME.get(wanted, wanted):
+        if indistinct(str(found)) != indistinct(wanted):
             return "another language"
     return None
 

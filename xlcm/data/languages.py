@@ -115,7 +115,9 @@ NAMES: dict[str, str] = {
     **dict(_table(_THREE_LETTERS, 2)),  # type: ignore[arg-type]
 }
 """English names of the known languages by code."""
-_MEANT.update({long: short for short, long, _ in _SHORT})
+_LONG = {short: long for short, long, _ in _SHORT}
+_MEANT.update({long: short for short, long in _LONG.items()})
+_INDISTINCT = {"nb": "no", "nn": "no", "fil": "tl", "hr": "sr", "bs": "sr", "id": "ms"}
 _MEANT.update({name.lower(): code for code, name in NAMES.items()})
 _VARIANT = re.compile(r"[a-z0-9]{5,8}|[0-9][a-z0-9]{3}")
 
@@ -146,6 +148,16 @@ def language_name(lang: str) -> str:
     base, *rest = lang.split("-")
     name = NAMES.get(base, base)
     return f"{name} ({', '.join(rest)})" if rest else name
+
+
+def three_letters(code: str) -> str:
+    """Return the ISO 639-2 code of a two-letter language, such as `deu` of `de`; else the code."""
+    return _LONG.get(code, code)
+
+
+def indistinct(lang: str) -> str:
+    """Return the language that stands for those that one sentence can't tell apart, by its code."""
+    return _INDISTINCT.get(lang, lang)
 
 
 def _canonical(lang: str) -> str | None:

@@ -66,6 +66,11 @@ def lines(path: str | Path) -> Iterator[tuple[int, int, bytes]]:
 
 def _there(path: str | Path) -> Path:
     path = Path(path)
+    if path.is_dir():
+        there = ", ".join(sorted(p.name for p in path.glob("*.jsonl"))[:10]) or "none"
+        raise DataError(f"{path} is a folder; name the manifest, a .jsonl file (in it: {there})")
+    if not path.is_file() and not path.parent.is_dir():
+        raise FileNotFoundError(f"no manifest {path}: there is no folder {path.parent}")
     if not path.is_file():
         known = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         raise FileNotFoundError(f"no manifest {path}" + nearest(path.name, sorted(known)))
@@ -202,7 +207,14 @@ class ManifestWriter:
         self._ids, self._caption_ids = Seen(), Seen()
 
     def __enter__(self) -> ManifestWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise DataError(f"{self.path} is a folder; name the manifest to write, a file in it")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            file = next(folder for folder in self.path.parents if folder.exists())
+            raise DataError(f"{self.path}: {file} is no folder, so nothing can be put into it; "
+                            "name another place to write") from error  # fmt: skip
         remove_left(self.path)
         self._aside = aside(self.path)
         self._out = open(self._aside, "wb")

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xlcm.config import ConfigError
+from xlcm.data.languages import indistinct
 
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo", "yue", "wuu", "nan", "lzh")
 SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -155,10 +156,8 @@ def identify(text: str) -> str:
 
 def identifiable(lang: str) -> bool:
     """Return whether py3langid knows a language, or one that it can't tell from it."""
-    from xlcm.data.filter_commands import SAME
-
     base = lang.partition("-")[0]
-    return not {base, SAME.get(base, base)}.isdisjoint(_identified())
+    return not {base, indistinct(base)}.isdisjoint(_identified())
 
 
 @functools.cache

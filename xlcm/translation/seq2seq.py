@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from xlcm.config import ConfigError
-from xlcm.data.languages import language_name
+from xlcm.data.languages import language_name, three_letters
 from xlcm.translation.codes import Family, model_code
 from xlcm.translation.engines import engines
 
@@ -17,6 +18,11 @@ FAMILIES: dict[str, Family] = {
     "nllb-moe": "nllb", "mbart": "mbart50", "t5": "madlad", "marian": "marian"
 }  # fmt: skip
 """The `model_type` of a model's config -> its family; `m2m_100` is that of NLLB and M2M alike."""
+
+WAY_OUT = (
+    "a model is a folder that transformers saved, or an id on the Hugging Face hub such as "
+    "'facebook/nllb-200-distilled-600M' (fetched once, kept in $HF_HOME)"
+)
 
 
 @engines.register("seq2seq")
@@ -121,14 +127,14 @@ class Seq2Seq:
         name = name.replace("{target}", self.names.get(target, target))
         if name == self._opened:
             return
+        path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+        if path and not Path(name).is_dir():
+            raise ConfigError(f"model {name!r}: there is no such folder; {WAY_OUT}")
         try:
             self._config = AutoConfig.from_pretrained(name, revision=self.revision)
             self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.revision)
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model {name!r} can't be opened: {error}\nIt is a folder that transformers saved, "
-                "or an id on the Hugging Face hub (fetched once, kept in $HF_HOME)"
-            ) from error
+            raise ConfigError(f"model {name!r} can't be opened: {error}\n{WAY_OUT}") from error
         self._opened = name
 
     def _weigh(self) -> None:
@@ -178,7 +184,7 @@ class Seq2Seq:
         if not marks:
             return ""
         fitting = [m for m in marks if m.strip("><").replace("-", "_").split("_")[0] == code]
-        fitting = fitting or [m for m in marks if m == f">>{_three_letters(code)}<<"]
+        fitting = fitting or [m for m in marks if m == f">>{three_letters(code)}<<"]
         if f">>{code}<<" in marks:
             fitting = [f">>{code}<<"]
         if lang not in self.codes:  # that of the very region or script, where there is one
@@ -204,9 +210,3 @@ class Seq2Seq:
     def _number(self, token: str) -> int | None:
         number = self._tokenizer.convert_tokens_to_ids(token)
         return None if number is None or number == self._tokenizer.unk_token_id else number
-
-
-def _three_letters(code: str) -> str:
-    from xlcm.data.languages import _SHORT
-
-    return next((long for short, long, _ in _SHORT if short == code), code)

@@ -514,6 +514,20 @@ def test_small_integers_are_multiplied_by_their_scale(tmp_path):
     assert torch.equal(store.rows(IDS), torch.from_numpy(values * scale))
 
 
+def test_a_npy_file_that_is_cut_anywhere_is_said_to_be(tmp_path):
+    path = tmp_path / "x.npy"
+    (tmp_path / "x.ids.txt").write_text("a\nb\n")
+    np.save(path, np.ones((2, 3), np.float32))
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"x\.npy: .* it is cut off.* bytes.*; copy it again"):
+            open_features(path)
+    path.write_text("no array")
+    with pytest.raises(DataError, match=r"x\.npy: this array can't be read: (?!it is cut off)"):
+        open_features(path)
+
+
 def test_the_features_of_the_real_photographs_are_found_by_the_items_of_their_list(shared):
     folder = shared / "data" / "photos"
     path = folder / "features_mobilenetv2_100_128px.npz"

@@ -294,6 +294,18 @@ def test_missing_pictures_stop_the_import_or_are_dropped_or_kept(load, pictures,
     assert "1 pictures are not there, their items were kept: c.jpg" in report["notes"]
 
 
+def test_a_wrong_folder_is_not_dropping_all_pictures(load, pictures):
+    (pictures / "other").mkdir()
+    given = ("--images", str(pictures / "other"), "--missing-images", "drop")
+    with pytest.raises(
+        DataError, match=r"other: none of 3 pictures is there, such as a\.jpg.*folder"
+    ):
+        load(plan(ITEMS), *given)
+    assert not load.out.exists()
+    assert load(plan([*ITEMS, item("4", image="v.mp4")]), "--images", str(pictures / "p"),
+                "--missing-images", "drop")[0] == 0  # fmt: skip
+
+
 def test_without_a_folder_paths_are_taken_off_and_that_is_said(load):
     _, items, report = load(plan(ITEMS))
     assert [i.image for i in items] == [None] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from xlcm.data.json_faults import told
 from xlcm.data.manifest import DataError
 
+MAGIC = b"\x93NUMPY"
 _NRCCR = re.compile(r"(train|val|test(?:_\d{4})?)(?![a-z])")
 
 
@@ -97,11 +99,33 @@ def load_array(file: Path, *, mapped: bool = False) -> np.ndarray:
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file") from error
     except (OSError, ValueError, EOFError) as error:
-        said = "it holds Python objects, and reading those runs code" if "bject" in str(error) \
-            else str(error)  # fmt: skip
+        objects = "it holds Python objects, and reading those runs code; save it as numbers"
+        said = _cut(file) or (objects if "bject" in str(error) else str(error))
         raise DataError(f"{file}: this array can't be read: {said}",
                         kind="feature_unreadable") from error  # fmt: skip
     if not isinstance(found, np.ndarray):
         raise DataError(f"{file}: not a .npy file; name it .npz?", kind="feature_unreadable")
     # a memory map that stays one is slow by the row
     return found.view(np.ndarray) if mapped else found
+
+
+def _cut(file: Path) -> str | None:
+    """Return that a .npy file is cut off and where, if it is."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        if not MAGIC.startswith(opened.read(len(MAGIC))):
+            return None
+        opened.seek(0)
+        try:
+            version = np.lib.format.read_magic(opened)
+            read = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )  # fmt: skip
+            shape, _, dtype = read(opened)
+        except ValueError:
+            return f"it is cut off within its header, at {size:,} bytes; copy it again"
+        needed = opened.tell() + math.prod(shape) * dtype.itemsize
+    if size < needed and not dtype.hasobject:
+        return f"it is cut off, {size:,} bytes of {needed:,}; copy it again"
+    return None

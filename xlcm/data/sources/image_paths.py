@@ -48,7 +48,7 @@ class Pictures:
         self.start = os.path.realpath(Path(manifest).parent)
         self.missing = missing
         self.without: list[str] = []  # the first few
-        self.taken_off = self.absent = 0
+        self.taken_off = self.absent = self.present = 0
         self.videos = False  # whether some of those were videos of any ending
         self._listed: dict[str, set[str]] = {}
         self._videos: dict[str, dict[str, list[str]]] = {}
@@ -78,6 +78,8 @@ class Pictures:
                 if self.missing != "keep":
                     return None
                 path = os.path.join(self.folders[0] if self.folders else "", file)
+            else:
+                self.present += 1
             with suppress(ValueError):  # another drive
                 path = os.path.relpath(path, self.start)
             item = _with(item, name, path.replace(os.sep, "/"))
@@ -108,13 +110,20 @@ class Pictures:
         return os.path.join(folder, found[0]) if found else None
 
     def finish(self) -> None:
-        """Refuse missing pictures, unless they may be dropped or kept.
+        """Refuse missing pictures, unless they may be dropped or kept; not all can be dropped.
 
         Raises:
             DataError: with their number and the first names.
         """
+        where = f"--images {' '.join(self.folders)}: " if self.folders else ""
+        if self.absent and self.missing == "drop" and not self.present:
+            raise DataError(
+                f"{where}none of {self.absent:,} pictures is there, such as "
+                f"{', '.join(self.without)}; nothing is written. Name the folder that these names "
+                "start from",
+                kind="image_missing",
+            )
         if self.absent and self.missing == "error":
-            where = f"--images {' '.join(self.folders)}: " if self.folders else ""
             raise DataError(
                 f"{where}{self.absent:,} {self._what()} are not there, such as "
                 f"{', '.join(self.without)}{self._endings()}; nothing is written. "
