@@ -4,11 +4,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import tiny
 import torch.distributed as dist
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from xlcm import launched
@@ -116,3 +119,34 @@ def test_processes_whose_launcher_is_killed_leave_a_checkpoint_and_end(tiny_data
     assert f"the launcher (process id {launcher.pid}) is gone" in said
     assert "the same command goes on from the last checkpoint" in said
     assert list((tmp_path / "run" / "checkpoints").glob("step-*/state.json"))
+
+
+STOPPABLE = """
+import signal, sys, time
+from xlcm.launched import end_with_launcher
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("a checkpoint"))
+end_with_launcher()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_single_process_ends_with_accelerate_which_passes_no_sigterm_on():
+    asked = launch_command_parser().parse_args(["--dynamo_backend", "no", "train.py"])
+    asked.use_cpu, asked.mixed_precision, asked.num_machines = True, "no", 1  # filled in later
+    _, environment = prepare_simple_launcher_cmd_env(asked)
+    waits = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", waits, STOPPABLE], text=True, start_new_session=True,
+        env={**environment, "PYTHONPATH": str(tiny.REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert launcher.stdout.readline() == "ready\n"
+        launcher.terminate()
+        _, said = launcher.communicate(timeout=30)  # the end of what its process says
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert f"the launcher (process id {launcher.pid}) is gone" in said
+    assert said.endswith("a checkpoint\n")

@@ -28,7 +28,8 @@ GRACE_S = 30.0  # for a step and a checkpoint, as torch's launcher gives
 ECHO_S = 3.0  # the launcher's summary blames whoever ended first
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # one a process; the launcher reads it
-LAUNCHED = "TORCHELASTIC_RUN_ID"
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE")
+"""What torch's launcher, and accelerate's for a single process, leave in the environment."""
 
 
 def patient(timeout: timedelta = PATIENCE) -> list[Any]:
@@ -48,10 +49,11 @@ def patient(timeout: timedelta = PATIENCE) -> list[Any]:
 def end_with_launcher() -> None:
     """End this process if its launcher ends without it, as by SIGKILL: nobody would do it later.
 
-    It gets SIGTERM, so that training writes a checkpoint, and is ended after 30 seconds. Without
-    torch's launcher nothing is watched: a shell that goes leaves its jobs running.
+    It gets SIGTERM, so that training writes a checkpoint, and is ended after 30 seconds. For a
+    single process that is the way of SIGTERM too, which accelerate's launcher doesn't pass on.
+    Without a launcher nothing is watched: a shell that goes leaves its jobs running.
     """
-    if LAUNCHED not in os.environ:
+    if not any(name in os.environ for name in LAUNCHED):
         return
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
