@@ -310,3 +310,9 @@ def test_boxes_come_back_and_a_store_without_them_says_so(tmp_path):
     assert not plain.has_boxes
     with pytest.raises(DataError, match="there are no boxes in it"):
         plain.boxes("image 0")
+
+
+def test_a_store_that_is_not_there_is_told_with_the_nearest(tmp_path):
+    (tmp_path / "features").mkdir()
+    with pytest.raises(DataError, match="no such file or folder; did you mean 'features'"):
+        FeatureStore(tmp_path / "feature")

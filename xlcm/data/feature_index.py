@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from xlcm.data.manifest import DataError
+from xlcm.registry import nearest
 
 Kind: TypeAlias = Literal["pooled", "tokens", "views"]
 VERSION = 1
@@ -23,6 +24,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         DataError: if it is no feature store, or of another version.
     """
     file = folder / INDEX
+    if not folder.exists():
+        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        raise DataError(f"{folder} is no feature store: there is no such file or folder"
+                        + nearest(folder.name, sorted(p.name for p in beside)))  # fmt: skip
     if not file.is_file():
         raise DataError(f"{folder} is no feature store: there is no {INDEX}; make one with "
                         "recipes/encode.py")  # fmt: skip
