@@ -1,6 +1,7 @@
 """A teacher: what is looked up is what it would say, and what doesn't fit is refused."""
 
 import logging
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import tiny
 import torch
 
 from xlcm.config import check, merge
+from xlcm.data import visuals
 from xlcm.data.batching import Row
 from xlcm.data.collate import Collator
 from xlcm.data.manifest import DataError
@@ -162,10 +164,16 @@ def test_what_another_teacher_or_of_other_data_was_said_is_not_taken(
     assert asks(Teacher(str(saved))), "half a file"
 
 
-def test_pictures_are_read_by_workers_and_a_bad_one_is_named(tiny_data, tmp_path):
+def test_pictures_are_read_by_workers_and_a_bad_one_is_named(tiny_data, tmp_path, monkeypatch):
     folder = save(tiny_data, tmp_path, **tiny.pictures(tiny_data))
     rows = rows_of(tiny_data, "image")
-    found = []
+    found, load = [], visuals.picture
+
+    def noted(*given):
+        tmp_path.joinpath(f"read by {os.getpid()}").touch()
+        return load(*given)
+
+    monkeypatch.setattr(visuals, "picture", noted)
     for workers in (0, 2):
         teacher = Teacher(str(folder))
         teacher.remember(
@@ -174,6 +182,7 @@ def test_pictures_are_read_by_workers_and_a_bad_one_is_named(tiny_data, tmp_path
         found.append(teacher._image)
     assert torch.equal(*found)
     assert len(found[0]) == 64
+    assert len(list(tmp_path.glob("read by *"))) == 3  # this process and two others
 
     def missing(index):
         raise DataError(f"tiny.jsonl:{index}: image is empty")
