@@ -128,13 +128,31 @@ def targets(module: ModuleType, found: dict[str, Any]) -> str:
 
 def page() -> str:
     """Return the page of all figures there are."""
-    known = names()
-    parts = [INTRODUCTION.read_text(encoding="utf-8")]
-    for path in sorted(FOLDER.glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if path.stem in known and "found" in data:
-            parts.append(section(data))
-    return "\n".join(parts)
+    measured = []
+    for name in names():
+        if (file := FOLDER / f"{name}.json").is_file():
+            data = json.loads(file.read_text(encoding="utf-8"))
+            measured += [data] if "found" in data else []
+    introduction = INTRODUCTION.read_text(encoding="utf-8")
+    return "\n".join([introduction, glance(measured), *map(section, measured)])
+
+
+def glance(measured: list[dict[str, Any]]) -> str:
+    """Return a table of all questions: how many targets were reached, and which were not."""
+    lines = ["## At a glance", "", "| question | targets reached | not reached |", "|---|--:|---|"]
+    for data in measured:
+        module = load(data["benchmark"])
+        asked = question(module)
+        anchor = re.sub(r"[^\w -]", "", asked.lower()).replace(" ", "-")
+        found = module.reached(data["found"]) if hasattr(module, "reached") else {}
+        told = [(name, good) for name, (_, good) in found.items() if good is not None]
+        count = f"{sum(good for _, good in told)} of {len(told)}" if told else "none set"
+        missed = "; ".join(name for name, good in told if not good)
+        lines.append(f"| [{asked}](#{anchor}) | {count} | {missed} |")
+    without = sorted({*names()} - {data["benchmark"] for data in measured})
+    if without:
+        lines += ["", f"Without figures so far: {', '.join(f'`{name}`' for name in without)}."]
+    return "\n".join(lines) + "\n"
 
 
 def with_figures(text: str) -> str:

@@ -143,6 +143,20 @@ def test_figures_of_a_gpu_come_to_the_page(invented: Path) -> None:
     assert "2031-02-03, Some CPU" in page
 
 
+def test_the_page_begins_with_what_was_missed_and_what_has_no_figures(invented: Path) -> None:
+    page = run.pages()[invented / run.PAGE]
+    start = page.index("## At a glance")
+    rows = [line for line in page[start:].splitlines() if line.startswith("| [")]
+    (row,) = [line for line in rows if f"[{run.question(run.load('gpu'))}]" in line]
+    missed = row.split(" | ")[2]
+    assert "(MFU)" in missed
+    assert "at least" not in missed
+    assert " of " in row.split(" | ")[1]
+    without = page[start:].partition("Without figures so far: ")[2].partition("\n")[0]
+    assert "`features`" in without
+    assert "`gpu`" not in without
+
+
 def test_a_page_shows_the_figures_that_it_asks_for(invented: Path) -> None:
     file = invented.parent / "encoding.md"
     text = run.pages()[file]
