@@ -85,7 +85,7 @@ def test_captions_without_text_are_told_and_not_counted_as_items(source, tmp_pat
     assert command(source(silent=(1, 2)), tmp_path / "out") == 0
     said = "".join(capsys.readouterr())
     assert "2 captions without text, such as at" in said
-    assert "7 items in 3 shards, 0 left out" in said
+    assert "7 items of train in 3 shards, 0 left out" in said
     assert [len(Shards(path=str(tmp_path / "out"))[n].captions) for n in range(3)] == [2, 1, 1]
 
 

@@ -348,7 +348,7 @@ def test_the_command_writes_shards_and_names_what_it_leaves_out(tiny_data, tmp_p
     assert main([*arguments, "--on-error", "skip"]) == 1
     said = capsys.readouterr().out.replace("\n", "")
     assert "train5.png" in said
-    assert "11 items in 3 shards, 1 left out" in said
+    assert "11 items of train in 3 shards, 1 left out" in said
     assert len(Shards(path=str(tmp_path / "out"))) == 11
     assert main([*arguments, "--on-error", "skip"]) != 0  # the folder is there
     assert "is there already" in "".join(capsys.readouterr())

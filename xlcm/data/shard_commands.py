@@ -81,8 +81,8 @@ def _tell(written: Written, split: str) -> int:
 
     for message in [*written.skipped, *written.lacking]:
         say(f"left out: {message}")
-    say(f"{written.folder}: {sum(written.items):,} items in {len(written.items)} shards, "
-        f"{len(written.skipped)} left out; in a config: train: {{name: shards, path: "
+    say(f"{written.folder}: {sum(written.items):,} items of {split} in {len(written.items)} "
+        f"shards, {len(written.skipped)} left out; in a config: {{name: shards, path: "
         f"{written.folder}, split: {split}}}")  # fmt: skip
     return 1 if written.skipped else 0
 
