@@ -1,5 +1,6 @@
 """Imports that are killed, at every place where something on disk changes."""
 
+import io
 import itertools
 import json
 import os
@@ -8,9 +9,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from xlcm.data.manifest import read_manifest
 from xlcm.data.sources.base import Plan, run_import
+from xlcm.data.sources.pictures import PictureFolder
 from xlcm.types import Caption, Item
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -95,3 +98,17 @@ def test_what_a_running_import_writes_aside_is_left_alone(tmp_path):
     assert not gone.exists()
     assert not mine.exists()
     assert all(path.exists() for path in (parents, *others))
+
+
+def test_half_pictures_of_a_killed_import_are_removed_by_the_next_one(tmp_path):
+    raw = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(raw, "PNG")
+    (tmp_path / "sub").mkdir()
+    gone, running = (tmp_path / "sub" / f".b.png.{n}" for n in (2**22, os.getppid()))
+    kept = tmp_path / "sub" / ".notes.2"
+    for path in (gone, running, kept):
+        path.write_bytes(b"half")
+    assert PictureFolder(tmp_path).save("sub/a", raw.getvalue(), "list.txt:1") == "sub/a.png"
+    assert sorted(path.name for path in (tmp_path / "sub").iterdir()) == sorted(
+        [running.name, kept.name, "a.png"]
+    )
