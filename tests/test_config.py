@@ -25,6 +25,7 @@ from xlcm.config import (
 )
 from xlcm.data.manifest import DataError
 from xlcm.registry import Registry
+from xlcm.training.settings import RunConfig
 
 shapes = Registry("shape")
 papers = Registry("paper")
@@ -467,3 +468,11 @@ def test_a_dumped_config_loads_again_to_the_same(write):
     assert load(Outer, write("again.yaml", text)) == first
     assert "你好" in text
     assert list(yaml.safe_load(text)) == list(Outer.model_fields)
+
+
+def test_a_value_of_several_kinds_gets_one_line_with_its_own_key():
+    with pytest.raises(ConfigError) as caught:
+        check(RunConfig, {"steps": 1, "micro_batch": 0})
+    assert str(caught.value) == (
+        "config: 'micro_batch': Input should be greater than 0; or: Input should be 'auto', got 0"
+    )

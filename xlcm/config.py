@@ -174,7 +174,7 @@ def check(schema: type[M], tree: Mapping[str, Any], where: str = "config") -> M:
     try:
         return schema.model_validate(dict(tree))
     except ValidationError as error:
-        lines = _explain(error, schema)
+        lines = _explain(error, schema, tree)
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -214,23 +214,26 @@ def _check_part(registry: Registry, spec: Any) -> dict[str, Any]:
         options = schema.model_validate({k: v for k, v in spec.items() if k != "name"})
     except ValidationError as error:
         raise PydanticCustomError(
-            "part", "part", {"lines": _explain_lines(error, schema)}
+            "part", "part", {"lines": _explain_lines(error, schema, spec)}
         ) from None
     return {"name": name, **options.model_dump()}
 
 
-def _explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+def _explain(error: ValidationError, schema: type[BaseModel], given: Any) -> list[str]:
     # a fault of the whole has no key
     return [
-        text.format(key=key).removeprefix("'': ") for key, text in _explain_lines(error, schema)
+        text.format(key=key).removeprefix("'': ")
+        for key, text in _explain_lines(error, schema, given)
     ]
 
 
-def _explain_lines(error: ValidationError, schema: type[BaseModel]) -> list[tuple[str, str]]:
+def _explain_lines(
+    error: ValidationError, schema: type[BaseModel], given: Any
+) -> list[tuple[str, str]]:
     """Return (key, sentence with a `{key}` to fill in) for every fault, nested parts flattened."""
     lines: list[tuple[str, str]] = []
     for fault in error.errors(include_url=False):
-        key = ".".join(str(step) for step in fault["loc"])
+        key = _key(fault, given)
         if fault["type"] == "part":
             for inner, text in fault["ctx"]["lines"]:
                 lines.append((f"{key}.{inner}".strip("."), text))
@@ -243,8 +246,25 @@ def _explain_lines(error: ValidationError, schema: type[BaseModel]) -> list[tupl
         elif fault["type"] == "missing":
             lines.append((key, "key '{key}' is missing"))
         else:
-            lines.append((key, "'{key}': " + _braces(_sentence(fault))))
+            text, came = _braces(_sentence(fault)), _braces(f", got {fault['input']!r}")
+            if lines and lines[-1][0] == key and lines[-1][1].endswith(came):  # of another kind
+                lines[-1] = (key, f"{lines[-1][1].removesuffix(came)}; or: {text}")
+            else:
+                lines.append((key, "'{key}': " + text))
     return lines
+
+
+def _key(fault: Mapping[str, Any], given: Any) -> str:
+    """Return where a fault is, without pydantic's names for the kinds that a value may have."""
+    steps: list[str] = []
+    for number, step in enumerate(fault["loc"]):
+        try:
+            given = given[step]
+        except (KeyError, IndexError, TypeError):
+            if fault["type"] != "missing" or number < len(fault["loc"]) - 1:
+                continue
+        steps.append(str(step))
+    return ".".join(steps)
 
 
 def _sentence(fault: Mapping[str, Any]) -> str:
