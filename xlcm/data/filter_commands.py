@@ -131,7 +131,7 @@ def _filter(args: argparse.Namespace) -> int:
     engines: set[str] = set()
     signals = Counter[tuple[str, str]]()  # (language, signal)
     move = Moving(args.path, args.path if args.keep_paths else args.out)
-    with ManifestWriter(args.out) as writer:
+    with ManifestWriter(args.out, made_from=args.path) as writer:
         for item in read_manifest(args.path):
             engines.update(c.engine for c in item.captions if c.engine is not None)
             out = dict(_dropped(item, bounds, args))

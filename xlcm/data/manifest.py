@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from xlcm.data.aside import aside, remove_left
+from xlcm.data.import_report import handed_on, report_path, write_report
 from xlcm.data.manifest_lines import DataError, parse_item, to_line
 from xlcm.data.seen import Seen
 from xlcm.registry import nearest
@@ -189,10 +190,12 @@ class ManifestWriter:
     """Writes a manifest aside and puts it in place when all of it is there.
 
     Use it as `with ManifestWriter("data/photos.jsonl") as writer: writer.write(item)`. What killed
-    processes left of the same manifest is removed.
+    processes left of the same manifest is removed, and at the end the report of an older one.
 
     Args:
         path: the finished file; an older one is replaced at the end, or kept if writing fails.
+        made_from: the manifest whose items these are: what its report says of the data set is
+            written beside the new one.
 
     Of ids it holds some 20 bytes each, see `Seen`.
 
@@ -201,8 +204,8 @@ class ManifestWriter:
         captions: written so far.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, made_from: str | Path | None = None) -> None:
+        self.path, self.made_from = Path(path), made_from
         self.items = self.captions = 0
         self._ids, self._caption_ids = Seen(), Seen()
 
@@ -263,9 +266,14 @@ class ManifestWriter:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
+            told = None if self.made_from is None else handed_on(self.made_from)
             self.flush()
             self._out.close()
+            # a kill from here on may leave a manifest without a report, but never with another's
+            report_path(self.path).unlink(missing_ok=True)
             os.replace(self._aside, self.path)
+            if told is not None:
+                write_report(self.path, told)
         else:
             self._out.close()
             self._aside.unlink()

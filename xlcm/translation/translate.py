@@ -172,7 +172,7 @@ def _write(
 ) -> Counter[str]:
     counts = Counter[str]()
     move = Moving(config.manifest, config.manifest if config.keep_paths else config.output)
-    with ManifestWriter(config.output) as writer:
+    with ManifestWriter(config.output, made_from=config.manifest) as writer:
         for item in read_manifest(config.manifest):
             made: dict[str, Caption] = {}
             for caption in _wanted(item, config):

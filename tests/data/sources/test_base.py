@@ -4,10 +4,12 @@ import importlib
 import json
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from xlcm.cli import main
 from xlcm.data.manifest import DataError, read_manifest
 from xlcm.data.sources import SOURCES, xtd10
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
@@ -189,6 +191,22 @@ def test_a_report_beside_the_other_manifest_says_how_its_pictures_are_called(loa
     load.out.with_name("old.jsonl.report.json").write_text("{}")
     with pytest.raises(DataError, match=r"old\.jsonl\.report\.json: no report of an import"):
         load(mine, "--against", path)
+
+
+def test_a_manifest_made_from_an_imported_one_hands_on_what_its_pictures_are_called(load, capsys):
+    old = plan([item("1000_ab"), item("COCO_val2014_000000000012")])
+    load(replace(old, name="multi30k", title="Task 1"), out="old.jsonl")
+    path, made = (load.out.with_name(name) for name in ("old.jsonl", "new.jsonl"))
+    load(plan([item("7")]), out="new.jsonl")  # another import, which is written over
+    assert main(["data", "filter", str(path), "--max", "copied=1", "--out", str(made)]) == 0
+    told = json.loads(Path(f"{made}.report.json").read_text())
+    assert (told["source"], told["title"], told["made_from"]) == ("multi30k", "Task 1", "old.jsonl")
+    assert not {"splits", "leaks", "as_published"} & told.keys(), "those of another file"
+    mine = plan([item("12", "test")], key=lambda i: f"coco:{i.id}")
+    assert load(mine, "--against", str(made))[2]["against"][0]["first"] == ["coco:12"]
+    path.with_name("old.jsonl.report.json").unlink()
+    assert main(["data", "filter", str(path), "--max", "copied=1", "--out", str(made)]) == 0
+    assert not Path(f"{made}.report.json").exists(), "nothing is said of a file that is gone"
 
 
 def test_an_id_twice_is_named_with_the_place_in_the_source(load):

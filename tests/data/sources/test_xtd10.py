@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 from faults import line_less, line_more
@@ -38,6 +40,19 @@ def test_pictures_of_the_training_part_of_coco_are_named_in_the_report(root, cap
     _, _, report = imported(source, root)
     assert report["coco_train2014"] == {"pictures": 1, "ids": [TRAIN]}
     assert TRAIN in capsys.readouterr().out
+
+
+def test_no_report_is_ever_without_the_pictures_of_the_training_part(root, monkeypatch):
+    whole, seen = os.replace, []
+
+    def replace(source, target):
+        whole(source, target)
+        if str(target).endswith(".report.json"):
+            seen.append(json.loads(Path(target).read_text(encoding="utf-8")))
+
+    monkeypatch.setattr(os, "replace", replace)
+    imported(source, root)
+    assert [report["coco_train2014"]["ids"] for report in seen] == [[TRAIN]]
 
 
 def test_a_language_that_it_does_not_have_is_refused(root):

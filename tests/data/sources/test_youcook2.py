@@ -20,6 +20,14 @@ def test_a_segment_is_an_item_and_train_comes_first(tmp_path):
     assert left["captions without text"]["count"] == 1
 
 
+def test_clips_of_one_video_are_no_pictures_that_come_twice(tmp_path, capsys):
+    youcook2(tmp_path)
+    command("youcook2", tmp_path)
+    said = capsys.readouterr().out
+    assert "2 items of train are clips of 1 videos" in said
+    assert "show a picture that the split holds already" not in said
+
+
 def test_each_segment_of_a_whole_video_has_frames_of_its_own(tmp_path):
     pytest.importorskip("av")
     youcook2(tmp_path)

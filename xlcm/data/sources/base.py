@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from xlcm.data.manifest import DataError, ManifestWriter
 from xlcm.data.sources.image_paths import SHOWN, Pictures
@@ -92,8 +93,11 @@ class Plan:
             item's id alone; None: the id. A source whose module has this function as
             `picture_key` (or `key_of_title`, which returns it for the report's title) is
             understood by `--against` of other sources.
+        clips: whether the key names a video of which several items may be parts, and none of them
+            shows what another one does.
         notes: traps that a user of this set must know.
         skipped: what the items' reader left out; read at the end.
+        more: what the report says besides; asked at the end.
     """
 
     name: str
@@ -105,8 +109,10 @@ class Plan:
     items: Callable[[], Iterator[Item]]
     expected: Mapping[str, Expected] = field(default_factory=dict)
     key: Callable[[Item], str] | None = None
+    clips: bool = False
     notes: tuple[str, ...] = ()
     skipped: Skipped = field(default_factory=Skipped)
+    more: Callable[[], Mapping[str, Any]] = dict
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +149,7 @@ def run_import(plan: Plan, args: argparse.Namespace) -> int:
 
     lacking = check_needs(plan, args.root)
     against = overlaps(plan, args.against)  # read first: a wrong path should not cost an hour
-    report, told = Report(plan, lacking), Path(f"{args.out}.report.json")
+    report = Report(plan, lacking)
     more = getattr(args, "more_images", ())
     pictures = Pictures(args.images, args.out, args.missing_images, more=more)
     with ManifestWriter(args.out) as writer:
@@ -156,12 +162,9 @@ def run_import(plan: Plan, args: argparse.Namespace) -> int:
         pictures.finish()
         if not writer.items:
             raise DataError(f"{args.root}: {plan.title} has no items here; nothing is written")
-        writer.flush()
-        # a kill from here on may leave a manifest without a report, but never with another's
-        told.unlink(missing_ok=True)
     report.finish(args.out, pictures.notes(), against)
     report.show()
-    report.save(told)
+    report.save(args.out)
     return 0 if report.good else 1
 
 

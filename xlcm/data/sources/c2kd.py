@@ -143,7 +143,8 @@ def converted(
     return Plan(
         name=name, title=f"{dataset} in C2KD's files, converted", get=GET, terms=TERMS, cite=CITE,
         needs=tuple(needs) or (Need("*.jsonl", "converted files, one a split"),), items=items,
-        expected=known.expected or {}, key=key, notes=(*known.notes, ONE), skipped=skipped,
+        expected=known.expected or {}, key=key, clips=key is picture_key,
+        notes=(*known.notes, ONE), skipped=skipped,
     )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def plan(args: argparse.Namespace) -> Plan:
             Need(f"how2_{lang}.json", f"narration, {lang}", required=lang in langs)
             for lang in (langs if args.langs else LANGS)
         ),
-        key=picture_key, notes=(WEAK, LARGE), skipped=skipped,
+        key=picture_key, clips=True, notes=(WEAK, LARGE), skipped=skipped,
     )  # fmt: skip
 
 

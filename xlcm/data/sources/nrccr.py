@@ -198,7 +198,8 @@ def nrccr_plan(request: Request, name: str = "nrccr", notes: Sequence[str] = ())
     return Plan(
         name=name, title=f"{request.collection} in NRCCR's files", get=GET, terms=TERMS, cite=CITE,
         needs=tuple(needs), items=request.items, expected=expected(request), key=picture_key,
-        notes=(*notes, FUSED, FEATURES), skipped=request.skipped,
+        clips=request.collection == "vatex", notes=(*notes, FUSED, FEATURES),
+        skipped=request.skipped,
     )  # fmt: skip
 
 

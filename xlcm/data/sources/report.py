@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 from array import array
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xlcm.data.aside import aside, remove_left
+from xlcm.data.import_report import report_path, write_report
 from xlcm.data.manifest import DataError, lines, read_manifest
 from xlcm.data.sources.base import Expected, Need, Plan
 from xlcm.data.sources.image_paths import SHOWN
@@ -199,7 +198,9 @@ class Report:
             if n:
                 say(f"{n:,} items of {split} have no captions")
         for split, keys in self.keys.items():
-            if n := keys.repeated:
+            if self.plan.clips and keys.repeated:
+                say(f"{self.written[split]:,} items of {split} are clips of {len(keys):,} videos")
+            elif n := keys.repeated:
                 say(f"{n:,} items of {split} show a picture that the split holds already")
         for leak in self.leaks:
             say(f"LEAK: {_told(leak)} are in {leak['split']} too: {', '.join(leak['first'])}")
@@ -233,16 +234,12 @@ class Report:
                 why: {"count": n, "first": plan.skipped.places[why]}
                 for why, n in plan.skipped.counts.items()
             },
-            "notes": self.notes, "terms": plan.terms, "cite": plan.cite,
+            "notes": self.notes, "terms": plan.terms, "cite": plan.cite, **plan.more(),
         }  # fmt: skip
 
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, aside and then in place."""
-        path = Path(path)
-        remove_left(path)
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
-        aside(path).write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(aside(path), path)
+    def save(self, manifest: str | Path) -> None:
+        """Write it as JSON beside the manifest."""
+        write_report(manifest, self.to_dict())
 
 
 def _verdict(n: int, told: int | None) -> str:
@@ -273,7 +270,7 @@ def overlaps(plan: Plan, paths: Sequence[str]) -> dict[str, dict[str, Keys]]:
         key = plan.key or _own_id if plan.name in OWN else _key_of(path) or plan.key or _own_id
         if not Path(path).is_file():
             raise DataError(f"--against {path}: no such manifest")
-        if plan.name not in OWN and not Path(f"{path}.report.json").is_file():
+        if plan.name not in OWN and not report_path(path).is_file():
             say(f"--against {path}: no report of its import lies beside it, so its ids are read "
                 f"like those of {plan.title}")  # fmt: skip
         splits = keys.setdefault(path, {})
@@ -289,7 +286,7 @@ def overlaps(plan: Plan, paths: Sequence[str]) -> dict[str, dict[str, Keys]]:
 def _key_of(path: str) -> Callable[[Item], str] | None:
     from xlcm.data.sources import SOURCES
 
-    report = Path(f"{path}.report.json")
+    report = report_path(path)
     if not report.is_file():
         return None
     try:

@@ -107,7 +107,7 @@ def plan(args: argparse.Namespace) -> Plan:
         name="vatex", title="VATEX", get=GET, terms=TERMS, cite=CITE,
         needs=tuple(Need(FILES[part], f"captions of {part}") for part in parts), items=items,
         expected={s: Expected(count, dict.fromkeys(args.langs, count * 10)) for s in splits},
-        key=youtube_key, notes=(HALVES, NOT_PAIRED, TEN), skipped=skipped,
+        key=youtube_key, clips=True, notes=(HALVES, NOT_PAIRED, TEN), skipped=skipped,
     )  # fmt: skip
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     """Import, and name the pictures of COCO's training part; exit code as of `run_import`."""
     from xlcm.data.tables import say
 
-    seen: list[str] = []
-    code = run_import(plan(args.root, args.langs, images=image_folders(args), seen=seen), args)
+    made = plan(args.root, args.langs, images=image_folders(args))
+    code = run_import(made, args)
+    seen = made.more()["coco_train2014"]["ids"]
     say(f"{len(seen):,} of the pictures are of COCO train2014, and most models trained on COCO "
         f"have seen them: {', '.join(seen[:SHOWN])}, ...; all are named under "
         f'"coco_train2014" in {args.out}.report.json')  # fmt: skip
-    _add_to_report(Path(f"{args.out}.report.json"), seen)
     return code
 
 
@@ -60,7 +58,6 @@ def plan(
     langs: Sequence[str] | None = None,
     *,
     images: Sequence[str] = (),
-    seen: list[str] | None = None,
 ) -> Plan:
     """Return what is read of XTD10.
 
@@ -68,14 +65,15 @@ def plan(
         root: the repository of its owners, with `XTD10/`, `MIC/` and `STAIR/`.
         langs: some of `FILES`; None: all.
         images: folders of pictures, in any layout that `PictureIndex` knows.
-        seen: gets the ids of the pictures of train2014 while items are read.
 
     Raises:
         DataError: for a language that it does not have.
     """
     skipped, chosen = Skipped(), chosen_langs(langs, list(FILES))
+    seen: list[str] = []  # pictures of train2014
 
     def items() -> Iterator[Item]:
+        seen.clear()
         index = PictureIndex(images)
         names_file = find(root, NAMES)
         names = _trimmed(names_file)
@@ -86,7 +84,7 @@ def plan(
             if coco_number(identity) is None:
                 raise DataError(f"{where}: expected a name such as COCO_val2014_000000123456.jpg, "
                                 f"got {name[:60]!r}")  # fmt: skip
-            if seen is not None and "_train2014_" in identity:
+            if "_train2014_" in identity:
                 seen.append(identity)
             captions = _captions(identity, position, texts, skipped)
             yield Item(identity, "test", captions, index.find(identity, coco_file(identity)),
@@ -113,6 +111,7 @@ def plan(
             "with --against the manifest of your training data.",
         ),
         skipped=skipped,
+        more=lambda: {"coco_train2014": {"pictures": len(seen), "ids": seen}},
     )
 
 
@@ -149,11 +148,3 @@ def _trimmed(path: Path) -> list[tuple[int, str]]:
     while rows and not rows[-1][1].strip():
         rows.pop()
     return rows
-
-
-def _add_to_report(path: Path, seen: list[str]) -> None:
-    report = json.loads(path.read_text(encoding="utf-8"))
-    report["coco_train2014"] = {"pictures": len(seen), "ids": seen}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)

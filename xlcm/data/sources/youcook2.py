@@ -81,7 +81,7 @@ def plan(args: argparse.Namespace) -> Plan:
         name="youcook2", title="YouCook2", get=GET, terms=TERMS, cite=CITE, items=items,
         needs=(Need(OFFICIAL, "segments and their English sentences"),), key=picture_key,
         expected={"val": Expected(3_350, {"en": 3_350})},
-        notes=(VAL_IS_TEST, DENOMINATOR), skipped=skipped,
+        clips=True, notes=(VAL_IS_TEST, DENOMINATOR), skipped=skipped,
     )  # fmt: skip
 
 
