@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from base64 import b64encode
 from pathlib import Path
 
@@ -54,6 +55,75 @@ def picture(colour: str = "red", kind: str = "JPEG") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (16, 12), colour).save(out, kind)
     return out.getvalue()
+
+
+# -- parts of videos ----------------------------------------------------------------------------
+
+PARTS = """file,from,to,text
+a/1.mp4,0,2.5,A cat.
+a/1.mp4,2.5,4,A dog.
+a/1.mp4,0,2.5,A small cat.
+b.mp4,1e1,20,A boat.
+"""
+
+
+def parts(root: Path, text: str, *words: str) -> int:
+    put(root, "parts.csv", text)
+    return command(root, "--files", "train=parts.csv", "--video", "file", "--captions", "en=text",
+                   "--start", "from", "--end", "to", *words)  # fmt: skip
+
+
+def test_rows_are_parts_of_videos_where_columns_say_when_they_begin_and_end(tmp_path):
+    for name in ("a/1.mp4", "b.mp4"):
+        (tmp_path / "v" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "v" / name).write_bytes(b"x")
+    assert parts(tmp_path, PARTS, "--videos", str(tmp_path / "v")) == 0
+    found = items(tmp_path)
+    assert {i: (item.video, item.segment) for i, item in found.items()} == {
+        "a/1@0-2.5": ("../v/a/1.mp4", (0, 2.5)), "a/1@2.5-4": ("../v/a/1.mp4", (2.5, 4)),
+        "b@10-20": ("../v/b.mp4", (10, 20)),
+    }  # fmt: skip
+    assert [c.text for c in found["a/1@0-2.5"].captions] == ["A cat.", "A small cat."]
+    assert parts(tmp_path, PARTS) == 0
+    assert {(i.video, i.segment) for i in items(tmp_path).values()} == {(None, None)}
+
+
+def test_parts_of_one_video_are_never_drawn_into_two_splits(tmp_path):
+    rows = [f"{video}.mp4,{n},{n + 1},Text." for video in range(40) for n in range(5)]
+    put(tmp_path, "parts.csv", "file,from,to,text\n" + "\n".join(rows))
+    assert parts(tmp_path, "file,from,to,text\n" + "\n".join(rows), "--hold-out", "val=0.3") == 0
+    splits = {}
+    for name, item in items(tmp_path).items():
+        splits.setdefault(name.partition("@")[0], set()).add(item.split)
+    assert set(map(len, splits.values())) == {1}
+    assert 4 < sum(found == {"val"} for found in splits.values()) < 20
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "said"),
+    [
+        ("a.mp4,0:12,14,x", (), r"parts.csv:2: 'from' must be a number of seconds, .* got '0:12'"),
+        ("a.mp4,1,,x", (), "parts.csv:2: 'to' must be a number of seconds"),
+        ("a.mp4,1,inf,x", (), "parts.csv:2: 'to' must be a number of seconds"),
+        ("a.mp4,4,2,x", (), r"parts.csv:2: it begins at 4 s \('from'\) and ends at 2 s"),
+        ("a.mp4,-1,2,x", (), "parts.csv:2: it begins at -1 s"),
+        ("a.mp4,1,2,x\na.mp4,1,3,y", ("--id", "file"),
+         r"parts.csv:3: item 'a.mp4' has the segment \(1.0, 3.0\) here, \(1.0, 2.0\) at"),
+        ("a.mp4,1,2,x", ("--end", "too"), "parts.csv:2: no 'too'; did you mean 'to'"),
+    ],
+)  # fmt: skip
+def test_times_that_are_none_are_named_with_their_line(tmp_path, capsys, row, words, said):
+    assert parts(tmp_path, f"file,from,to,text\n{row}\n", *words) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "m.jsonl").exists()
+
+
+def test_a_beginning_without_an_end_or_a_video_is_refused(tmp_path, capsys):
+    put(tmp_path, "parts.csv", PARTS)
+    for words in (["--video", "file", "--start", "from"], ["--start", "from", "--end", "to"]):
+        assert command(tmp_path, "--files", "train=parts.csv", "--id", "file", "--captions",
+                       "en=text", *words) == 2  # fmt: skip
+        assert "--start, --end and --video go together" in capsys.readouterr().err
 
 
 # -- one row an item, a column a language -------------------------------------------------------

@@ -167,3 +167,15 @@ def test_real_json_lines_a_language_a_file_meet_at_their_picture(shared, tmp_pat
     report = json.loads((tmp_path / "m.jsonl.report.json").read_text())
     empty = report["left_out"]["captions without text"]  # one line of the owners' has no sentence
     assert (empty["count"], empty["first"][0].rpartition(":")[2]) == (1, "1960")
+
+
+def test_numbers_say_which_part_of_a_video_an_object_is(tmp_path):
+    row = {"clip": {"file": "a.mp4", "at": [3]}, "from": 1, "to": 2.5, "text": "A cat."}
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").write_bytes(b"x")
+    put(tmp_path / "a.jsonl", [row])
+    words = ["--files", "train=a.jsonl", "--video", "clip.file", "--captions", "en=text",
+             "--videos", str(tmp_path / "v"), "--start"]  # fmt: skip
+    assert command("jsonl", tmp_path, *words, "from", "--end", "to") == 0
+    assert [(i.id, i.segment) for i in items(tmp_path).values()] == [("a@1-2.5", (1, 2.5))]
+    assert command("jsonl", tmp_path, *words, "clip.at", "--end", "to") == 2

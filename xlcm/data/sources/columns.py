@@ -54,6 +54,8 @@ class Layout:
     id: str | None = None
     image: str | None = None
     video: str | None = None
+    start: str | None = None
+    end: str | None = None
     features: str | None = None
     picture: str | None = None
     split: str | None = None
@@ -74,9 +76,9 @@ class Layout:
     @property
     def single(self) -> list[str]:
         """Columns other than captions that were named."""
-        named = (None if self.id == ROW else self.id, self.image, self.video, self.features,
-                 self.picture, self.split, self.lang, self.origin, self.query,
-                 self.only and self.only[0])  # fmt: skip
+        named = (None if self.id == ROW else self.id, self.image, self.video, self.start,
+                 self.end, self.features, self.picture, self.split, self.lang, self.origin,
+                 self.query, self.only and self.only[0])  # fmt: skip
         return [name for name in named if name is not None]
 
 
@@ -90,10 +92,13 @@ def add_columns(parser: argparse.ArgumentParser, *, pictures: bool = False) -> N
     )  # fmt: skip
     parser.add_argument(
         "--id", metavar="COLUMN", help="rows with one id are one item; @row: each row is one "
-        "(default: the image's path without its ending)",
+        "(default: the path of the image or video without its ending, and @<start>-<end>)",
     )  # fmt: skip
     parser.add_argument("--image", metavar="COLUMN", help="path of the picture below --images")
     parser.add_argument("--video", metavar="COLUMN", help="path of the video")
+    parser.add_argument("--start", metavar="COLUMN", help="the item is a part of its video: the "
+                        "second at which it begins")  # fmt: skip
+    parser.add_argument("--end", metavar="COLUMN", help="the second at which it ends")
     parser.add_argument("--key", metavar="COLUMN", help="key into a feature store, if not the id")
     if pictures:
         parser.add_argument(
@@ -160,6 +165,9 @@ def read_layout(args: argparse.Namespace) -> Layout:
     if args.id is None and args.image is None and args.video is None:
         raise DataError("name the column that tells the items apart: --id, --image or --video; "
                         "--id @row makes each row an item")  # fmt: skip
+    if (args.start is None) != (args.end is None) or (args.start is not None and not args.video):
+        raise DataError("--start, --end and --video go together: a part of a video has a file, a "
+                        "beginning and an end")  # fmt: skip
     if args.image is not None and picture is not None:
         raise DataError("--image and --picture-data: pictures are files, or they are in the rows")
     if picture is not None and args.images is not None:
@@ -172,8 +180,9 @@ def read_layout(args: argparse.Namespace) -> Layout:
     named = next(iter(pairs([only], "--only").items())) if only else None
     split = args.split or ("train" if args.hold_out else None)
     return Layout(
-        texts=texts, id=args.id, image=args.image, video=args.video, features=args.key,
-        picture=picture, split=args.split_column, lang=args.lang_column, origin=args.origin_column,
+        texts=texts, id=args.id, image=args.image, video=args.video, start=args.start,
+        end=args.end, features=args.key, picture=picture, split=args.split_column,
+        lang=args.lang_column, origin=args.origin_column,
         one_split=split, one_lang=args.lang, mt_from=args.mt_from, engine=args.engine,
         separator=args.separator, strip=args.strip_path, lang_names=lang_names,
         split_names=pairs(args.split_names, "--split-names"), hold_out=shares(args.hold_out),

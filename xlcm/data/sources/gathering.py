@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import NamedTuple
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.columns import ROW, Layout, drawn_split, lookup
@@ -13,8 +15,14 @@ from xlcm.data.sources.row_captions import OnSkip, Row, captions_of, hint, word
 from xlcm.data.sources.several_right import SeveralRight, kept
 from xlcm.types import Caption, Item
 
-Paths = tuple[str | None, str | None, str | None]
-"""Image, video, feature key."""
+
+class Shown(NamedTuple):
+    """What a row's item shows; `segment` in seconds, as `Item` has it."""
+
+    image: str | None
+    video: str | None
+    features: str | None
+    segment: tuple[float, float] | None
 
 
 @dataclass
@@ -23,13 +31,14 @@ class _Open:
 
     where: str
     split: str
-    paths: Paths
+    shown: Shown
     captions: list[Caption] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def done(self, key: str) -> Item:
-        image, video, features = self.paths
-        return Item(key, self.split, tuple(self.captions), image, video, features, self.where)
+        image, video, features, segment = self.shown
+        return Item(key, self.split, tuple(self.captions), image, video, features, self.where,
+                    segment)  # fmt: skip
 
 
 def gather(
@@ -38,7 +47,7 @@ def gather(
     *,
     on_skip: OnSkip,
     pictures: Mapping[str, str | None] | None = None,
-    there: Callable[[Paths], bool] | None = None,
+    there: Callable[[Shown], bool] | None = None,
 ) -> Iterator[Item]:
     """Yield one item for each id (or picture), in the order of their first rows.
 
@@ -66,16 +75,18 @@ def gather(
             on_skip(row.where, "rows whose picture can't be read")
             continue
         met.update(column for column in _columns(layout) if _has(row, column))
-        key, paths = identity(row, layout)
+        key, shown = identity(row, layout)
         if pictures is not None:
-            paths = (pictures[row.where], *paths[1:])
-        split = split_of(row, layout, key)
-        item = items.get(key) or _Open(row.where, split, paths)
-        _same(item, key, split, paths, row)
+            shown = shown._replace(image=pictures[row.where])
+        # parts of one video fall into one split
+        drawn_by = key if shown.segment is None else str(shown.video)
+        split = split_of(row, layout, drawn_by)
+        item = items.get(key) or _Open(row.where, split, shown)
+        _same(item, key, split, shown, row)
         captions = captions_of(row, layout, key, item.counts, on_skip)
         if several is not None:
             captions = several.take(row, split, key, captions)
-        if several is None or there is None or there(paths):
+        if several is None or there is None or there(shown):
             item.captions += captions
         if layout.id == ROW:  # no other row belongs to it; a name that comes again is refused later
             yield item.done(key)
@@ -87,26 +98,28 @@ def gather(
         yield item.done(key) if several is None else several.done(item.done(key))
 
 
-def identity(row: Row, layout: Layout) -> tuple[str, Paths]:
-    """Return the id of a row's item, and its image, video and feature key.
+def identity(row: Row, layout: Layout) -> tuple[str, Shown]:
+    """Return the id of a row's item, and what it shows.
 
     Raises:
-        DataError: if a column that names them is missing or empty.
+        DataError: if a column that names them is missing or empty, or times are none.
     """
     image = _path(row, layout.image, layout.strip)
     video = _path(row, layout.video, layout.strip)
     features = None if layout.features is None else word(row, layout.features)
+    segment = _segment(row, layout)
     if layout.id == ROW:
         key = row.name
     elif layout.id is not None:
         key = word(row, layout.id)
     else:
         key = os.path.splitext(image or video or "")[0]
-    return key, (image, video, features)
+        key += f"@{segment[0]:.10g}-{segment[1]:.10g}" if segment else ""
+    return key, Shown(image, video, features, segment)
 
 
 def split_of(row: Row, layout: Layout, key: str) -> str:
-    """Return the split of a row's item.
+    """Return the split of a row's item, drawn by `key` where it is to be drawn.
 
     Raises:
         DataError: if nothing says it.
@@ -135,14 +148,39 @@ def _path(row: Row, column: str | None, strip: str) -> str | None:
     return path.removeprefix(strip).removeprefix("./")
 
 
+def _segment(row: Row, layout: Layout) -> tuple[float, float] | None:
+    if layout.start is None or layout.end is None:
+        return None
+    start, end = (_seconds(row, column) for column in (layout.start, layout.end))
+    if not 0 <= start < end:
+        raise DataError(f"{row.where}: it begins at {start:g} s ({layout.start!r}) and ends at "
+                        f"{end:g} s ({layout.end!r})")  # fmt: skip
+    return start, end
+
+
+def _seconds(row: Row, column: str) -> float:
+    try:
+        value = lookup(row.values, column)
+    except KeyError:
+        raise DataError(f"{row.where}: no {column!r}{hint(column, row)}") from None
+    try:
+        seconds = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not isfinite(seconds):
+        raise DataError(f"{row.where}: {column!r} must be a number of seconds, such as 62.5, got "
+                        f"{value!r:.60}")  # fmt: skip
+    return seconds
+
+
 # -- checks over rows ---------------------------------------------------------------------------
 
 
-def _same(item: _Open, key: str, split: str, paths: tuple[str | None, ...], row: Row) -> None:
+def _same(item: _Open, key: str, split: str, shown: Shown, row: Row) -> None:
     if item.split != split:
         raise DataError(f"{row.where}: item {key!r} is in split {split!r} here, in {item.split!r} "
                         f"at {item.where}; training and test data must not share it")  # fmt: skip
-    for name, old, new in zip(("image", "video", "feature key"), item.paths, paths):
+    for name, old, new in zip(("image", "video", "feature key", "segment"), item.shown, shown):
         if old != new:
             raise DataError(f"{row.where}: item {key!r} has the {name} {new!r} here, {old!r} at "
                             f"{item.where}; give --id a column that tells them apart")  # fmt: skip

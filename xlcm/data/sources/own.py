@@ -18,7 +18,7 @@ from xlcm.data.sources.columns import (
     read_files,
     read_layout,
 )
-from xlcm.data.sources.gathering import Paths, gather, identity
+from xlcm.data.sources.gathering import Shown, gather, identity
 from xlcm.data.sources.image_paths import Pictures
 from xlcm.data.sources.pictures import PictureFolder, safe_name
 from xlcm.data.sources.row_captions import Row
@@ -97,10 +97,10 @@ def run_rows(
         args.images = str(folder.folder)
     there = None
     if layout.query is not None and args.images is not None and args.missing_images == "drop":
-        shown = Pictures(args.images, args.out, "drop", more=args.more_images)
+        files = Pictures(args.images, args.out, "drop", more=args.more_images)
 
-        def there(paths: Paths) -> bool:
-            return shown.place(Item("", "", (), *paths)) is not None
+        def there(shown: Shown) -> bool:
+            return files.place(Item("", "", (), shown.image, shown.video)) is not None
 
     def items() -> Iterator[Item]:
         return gather(rows(), layout, on_skip=skipped.add, pictures=pictures, there=there)
