@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from xlcm.data.aside import aside
 from xlcm.data.manifest import read_manifest
 from xlcm.data.sources.base import Plan, run_import
 from xlcm.data.sources.pictures import PictureFolder
 from xlcm.types import Caption, Item
+
+NOBODY = 2**22  # numbers of processes stay below
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -28,6 +31,12 @@ def import_items(out: Path, word: str, count: int = 3) -> int:
     args = Namespace(root=str(out.parent), out=str(out), images=None, against=[],
                      missing_images="error")  # fmt: skip
     return run_import(plan, args)
+
+
+def left(path: Path, process: int) -> Path:
+    """Return where a process of this machine writes a file aside."""
+    mine = aside(path)
+    return mine.with_name(mine.name.removesuffix(str(os.getpid())) + str(process))
 
 
 def words(out: Path) -> set[str]:
@@ -90,8 +99,10 @@ def test_a_killed_import_leaves_no_report_of_another_manifest(tmp_path, when, ca
 
 def test_what_a_running_import_writes_aside_is_left_alone(tmp_path):
     out = tmp_path / "m.jsonl"
-    mine, parents, gone = (tmp_path / f".m.jsonl.{n}" for n in (os.getpid(), os.getppid(), 2**22))
-    others = [tmp_path / ".m.jsonl.tar", tmp_path / ".other.jsonl.4194304"]
+    mine, parents, gone = (left(out, n) for n in (os.getpid(), os.getppid(), NOBODY))
+    elsewhere = tmp_path / f".m.jsonl.another_{gone.name.rpartition('.')[2]}"
+    others = [elsewhere, left(tmp_path / "other.jsonl", NOBODY)]
+    others += [tmp_path / name for name in (".m.jsonl.tar", ".m.jsonl.2024")]
     for path in (parents, gone, *others):
         path.write_bytes(b"half")
     import_items(out, "new")
@@ -104,11 +115,11 @@ def test_half_pictures_of_a_killed_import_are_removed_by_the_next_one(tmp_path):
     raw = io.BytesIO()
     Image.new("RGB", (4, 4)).save(raw, "PNG")
     (tmp_path / "sub").mkdir()
-    gone, running = (tmp_path / "sub" / f".b.png.{n}" for n in (2**22, os.getppid()))
-    kept = tmp_path / "sub" / ".notes.2"
-    for path in (gone, running, kept):
+    gone, running = (left(tmp_path / "sub" / "b.png", n) for n in (NOBODY, os.getppid()))
+    others = [left(tmp_path / "sub" / "notes.txt", NOBODY), tmp_path / "sub" / ".c.png.2"]
+    for path in (gone, running, *others):
         path.write_bytes(b"half")
     assert PictureFolder(tmp_path).save("sub/a", raw.getvalue(), "list.txt:1") == "sub/a.png"
     assert sorted(path.name for path in (tmp_path / "sub").iterdir()) == sorted(
-        [running.name, kept.name, "a.png"]
+        [running.name, *(path.name for path in others), "a.png"]
     )

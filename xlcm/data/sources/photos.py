@@ -268,7 +268,7 @@ def extract(tar: Path, folder: Path, wanted: Iterable[str], *, partly: bool = Fa
         if Path(name).name != name or name in ("", ".", ".."):
             raise DataError(f"{tar}: {name!r} is not a bare file name")
     folder.mkdir(parents=True, exist_ok=True)
-    remove_left_in(folder)
+    remove_left_in(folder, {Path(name).suffix for name in missing})
     try:
         with tarfile.open(tar) as archive:
             for member in archive:

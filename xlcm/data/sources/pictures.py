@@ -77,7 +77,7 @@ class PictureFolder:
         if target.parent not in self._made:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._made.add(target.parent)
-            remove_left_in(target.parent)
+            remove_left_in(target.parent, SUFFIXES.values())
         try:
             aside(target).write_bytes(raw)
             os.replace(aside(target), target)
