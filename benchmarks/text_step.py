@@ -109,7 +109,7 @@ def measure(*, small: bool) -> dict[str, Any]:
     found = compare({name: step(which) for name, which in seen.items()}, rounds=1 if small else 2)
     shares = padding([pieces.counts])
     waste = {
-        LONG: 1 - pieces.counts[0] / (FIXED * rows),
+        LONG: 1 - int(pieces.counts.tokens) / (FIXED * rows),
         DYNAMIC: shares["padding_whole"],
         SORTED: shares["padding"],
     }

@@ -9,11 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from xlcm.types import Batch
+
+
+class Counts(NamedTuple):
+    """What text towers are given of a batch.
+
+    Attributes:
+        tokens: real ones, on the device of the batch: nobody waits for the number before the step.
+        positions: tokens and padding as they are given.
+        whole: tokens and padding of a batch in pieces as it was; None: it is whole.
+    """
+
+    tokens: Tensor
+    positions: int
+    whole: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +38,12 @@ class Pieces:
     Args:
         batches: each padded to its own longest captions.
         rows: `(n,)` int64 on the CPU: which rows of the whole batch each piece has.
-        counts: of all captions: real tokens, tokens and padding in the pieces, tokens and padding
-            in the batch as it was.
+        counts: of all captions.
     """
 
     batches: tuple[Batch, ...]
     rows: tuple[Tensor, ...]
-    counts: tuple[int, int, int]
+    counts: Counts
 
     def whole(self, parts: Sequence[Tensor]) -> Tensor:
         """Return what was computed of each piece, `(n, ...)`, in the order of the batch."""
@@ -55,19 +69,31 @@ def cut(batch: Batch, size: int) -> Pieces:
     rows = lengths.argsort(descending=True, stable=True).split(size)
     batches = tuple(batch.select(some) for some in rows)
     positions = sum(_positions(piece) for piece in batches)
-    return Pieces(batches, rows, (int(lengths.sum()), positions, _positions(batch)))
+    return Pieces(batches, rows, Counts(lengths.sum(), positions, _positions(batch)))
 
 
-def padding(counts: Sequence[tuple[int, int, int]]) -> dict[str, float]:
-    """Return the shares of padding in all that text towers were given, as `Pieces.counts` has it.
+def counts_of(seen: Batch | Pieces) -> Counts:
+    """Return what text towers are given of a batch, in pieces or not."""
+    if isinstance(seen, Pieces):
+        return seen.counts
+    tokens = [text.mask.sum() for text in seen.text.values()]
+    return Counts(torch.stack(tokens).sum() if tokens else torch.tensor(0), _positions(seen))
+
+
+def padding(counts: Sequence[Counts]) -> dict[str, float]:
+    """Return the shares of padding in all that text towers were given.
 
     Returns:
-        `padding` in pieces and `padding_whole` without; empty if there were no captions.
+        `padding` as it was given, and of batches in pieces `padding_whole`, what it would have
+        been without; empty if there were no captions.
     """
-    tokens, positions, whole = (sum(column) for column in zip(*counts)) if counts else (0, 0, 0)
+    positions = sum(one.positions for one in counts)
     if not positions:
         return {}
-    return {"padding": 1 - tokens / positions, "padding_whole": 1 - tokens / whole}
+    tokens = sum(int(one.tokens) for one in counts)
+    found = {"padding": 1 - tokens / positions}
+    whole = [one.whole for one in counts if one.whole is not None]
+    return {**found, "padding_whole": 1 - tokens / sum(whole)} if whole else found
 
 
 def _positions(batch: Batch) -> int:

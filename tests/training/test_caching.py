@@ -16,7 +16,7 @@ from xlcm.config import ConfigError, build, check, merge
 from xlcm.encoders.heads import BatchNormHead
 from xlcm.methods.base import Method
 from xlcm.models import teacher
-from xlcm.pieces import cut, padding
+from xlcm.pieces import counts_of, cut, padding
 from xlcm.registry import methods
 from xlcm.training import batch_size, caching, loop
 from xlcm.training.caching import cached_step
@@ -244,11 +244,12 @@ def test_pieces_are_sorted_trimmed_and_put_together_again():
             assert torch.equal(text.ids, given.ids[rows][:, : text.ids.shape[1]])
             assert text.keys == tuple(given.keys[row] for row in rows.tolist())
         assert torch.equal(piece.text["targets.de"].present, batch.text["targets.de"].present[rows])
-    tokens, positions, before = pieces.counts
+    tokens, positions, before = map(int, pieces.counts)
     assert tokens == int(lengths.sum()) < positions < before
     assert padding([pieces.counts]) == {
         "padding": 1 - tokens / positions, "padding_whole": 1 - tokens / before
     }  # fmt: skip
+    assert padding([counts_of(batch)]) == {"padding": 1 - tokens / before}
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -383,10 +384,11 @@ def test_a_run_in_pieces_is_that_of_the_whole_batch_and_says_what_padding_it_sav
         for key in ("loss", "grad_norm", "scale"):
             assert right[key] == pytest.approx(left[key], rel=1e-5), key
     if change["micro_batch" if "micro_batch" in change else "length_pieces"] == 16:
-        assert "padding" not in other[0]  # all rows at once
+        assert "padding_whole" not in other[0]  # all rows at once
     else:
         assert all(0 <= row["padding"] < row["padding_whole"] for row in other)
         assert "padding_whole 0." in capsys.readouterr().out
+        assert [row["padding"] for row in one] == [row["padding_whole"] for row in other]
 
 
 def test_the_first_line_says_how_many_rows_go_at_a_time():

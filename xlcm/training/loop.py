@@ -25,7 +25,7 @@ from xlcm.data.collate import TrainLoader
 from xlcm.distributed import share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
 from xlcm.methods.base import Method
-from xlcm.pieces import Pieces, cut, padding
+from xlcm.pieces import Pieces, counts_of, cut, padding
 from xlcm.training import checkpoint
 from xlcm.training.batch_size import refuse_pieces, rows_a_time
 from xlcm.training.caching import cached_step
@@ -144,8 +144,7 @@ def fit(
                 last = part == run.accumulate - 1
                 seen = _moved(batch, accelerator.device, size)
                 del batch  # `seen` has its rows, or copies of them in pieces
-                if isinstance(seen, Pieces):
-                    counts.append(seen.counts)
+                counts.append(counts_of(seen))
                 if isinstance(seen, Pieces) and run.micro_batch is not None:
                     terms, loss = cached_step(
                         accelerator, method, plain, seen, share=1 / run.accumulate, reduce=last
