@@ -64,6 +64,7 @@ class Method(nn.Module):
             in `losses`, or hands it tokens, says False: gradient caching and pieces of like
             length refuse it. It says nothing of layers that look beyond a row, such as batch norm
             in a head: those are found and refused by themselves.
+        when_cacheable: what to change in a config so that it is, for the message that refuses it.
         weights: factor of each term in the total; `begin` may change them.
         extra_texts: captions of a view once more, for another tokenizer (a teacher's): name in
             `Batch.text` -> (view, tokenizer).
@@ -72,6 +73,7 @@ class Method(nn.Module):
     title: str = "method"
     views: tuple[str, ...] = ()
     cacheable: bool = True
+    when_cacheable: str = "take another method"
     weights: dict[str, float]
     extra_texts: dict[str, tuple[str, Tokenizer]]
     retriever: Any

@@ -106,6 +106,7 @@ class CL2CM(Method):
     """
 
     title = "cl2cm"
+    when_cacheable = "set method.word_score to 0"
     views: tuple[str, ...] = ("source", "target")
     retriever: Any
     idf: Tensor | None

@@ -86,6 +86,7 @@ class NRCCR(Method):
     """
 
     title = "nrccr"
+    when_cacheable = "set method.discriminator to not_so_weak or weak, which read means of tokens"
     views: tuple[str, ...] = ("source", "target", "back")
     retriever: Any
 

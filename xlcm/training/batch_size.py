@@ -109,8 +109,8 @@ def _refuse(
     if not cacheable:
         raise ConfigError(
             f"{option}: {method.title} can't be trained in pieces with these options, as its "
-            "losses read more than one vector a row (tokens, or a tower once more): take other "
-            f"options (the method's page has a line on gradient caching), or {off}"
+            "losses read more than one vector a row (tokens, or a tower once more): "
+            f"{method.when_cacheable}, or {off}"
         )
     spread = accelerator.distributed_type
     in_each_pass = spread == DistributedType.FSDP and not is_fsdp2(accelerator)
