@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def _save(figure: Figure, path: str | Path, texts: Iterable[str]) -> None:
     families = families_for(texts)
     for text in figure.texts:
         text.set_fontfamily(families)
-    figure.savefig(path, facecolor="white", pil_kwargs={"optimize": True})
+    with warnings.catch_warnings():
+        # said once, with the remedy, by xlcm.evaluation.fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, facecolor="white", pil_kwargs={"optimize": True})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
