@@ -44,6 +44,7 @@ setup(
         "timm>=1.0.12",
         "accelerate>=1.4",
         "sentencepiece>=0.2",
+        "msgspec>=0.19",  # reads manifests
         "protobuf>=4.25",  # transformers reads sentencepiece models with it
         "einops>=0.8",
         "safetensors>=0.4.5",

@@ -31,7 +31,7 @@ def item(number: int, captions: int, translated: bool) -> Item:
     """Return an item; its first caption is by people, the others too or translations of it."""
     first = f"{number}#0"
     made = [Caption(first, "en", TEXT)]
-    signals = (("back_chrf", 71.3), ("length_ratio", 1.12), ("copied", 0.0), ("script", 1.0))
+    signals = {"back_chrf": 71.3, "length_ratio": 1.12, "copied": 0.0, "script": 1.0}
     for n in range(1, captions):
         if translated:
             made.append(Caption(f"{first}.{n}", "de", TEXT, "mt", first, "nllb", (), signals))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+import dataclasses
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct, field
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Origin: TypeAlias = Literal["human", "mt", "back"]
+Word: TypeAlias = Annotated[str, Meta(min_length=1)]
+"""Text that is not empty; checked where a manifest is read."""
 Terms: TypeAlias = "dict[str, Tensor]"
 """Unweighted loss terms by name, each a float32 scalar over the global batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """One sentence about an item.
+class Caption(Struct, frozen=True, forbid_unknown_fields=True):
+    """One sentence about an item. `msgspec.structs.replace` makes a changed copy.
 
     Args:
         id: unique in its manifest.
@@ -26,25 +30,24 @@ class Caption:
         engine: the machine that made it, for `mt` and `back`.
         noise: the kinds of known corruption in it, where they are known (scenes); the same
             words as in `xlcm.data.scenes.NOISE_KINDS`.
-        quality: signals of how good a translation it is, (name, number or word) each; the
-            names are those of `xlcm.translation.quality`.
+        quality: signals of how good a translation it is, numbers or words by name; the names are
+            those of `xlcm.translation.quality`.
         relevant: the ids of further items of the same split that it describes as well as its
             own: right answers in an evaluation. Training doesn't look at them.
     """
 
-    id: str
+    id: Word
     lang: str
     text: str
     origin: Origin = "human"
     of: str | None = None
     engine: str | None = None
     noise: tuple[str, ...] = ()
-    quality: tuple[tuple[str, float | str], ...] = ()
-    relevant: tuple[str, ...] = ()
+    quality: dict[str, int | float | str] = {}  # a copy of its own for each
+    relevant: tuple[Word, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True, forbid_unknown_fields=True):
     """One image or video with its captions: a line of the manifest.
 
     Args:
@@ -56,13 +59,13 @@ class Item:
             part of `video` and not all of it.
     """
 
-    id: str
-    split: str
+    id: Word
+    split: Word
     captions: tuple[Caption, ...]
     image: str | None = None
     video: str | None = None
     features: str | None = None
-    where: str = ""
+    where: str = field(default="", name="\x7f")  # never a key of a manifest
     segment: tuple[float, float] | None = None
 
     @property
@@ -184,7 +187,7 @@ class Batch(_Movable):
 
     ids: Tensor
     visual: Visual | None = None
-    text: dict[str, TextBatch] = field(default_factory=dict)
+    text: dict[str, TextBatch] = dataclasses.field(default_factory=dict)
     names: tuple[str, ...] = ()
     fixed: bool = False
 

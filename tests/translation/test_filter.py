@@ -15,7 +15,7 @@ def manifest(tmp_path):
         for i in range(3):
             captions = [Caption(f"{i}", "en", "A dog."), Caption(f"{i}h", "de", "Hund")]
             for lang, scores in CHRF.items():
-                signals = (("back_chrf", scores[i]), ("language", "de" if i < 2 else "nl"))
+                signals = {"back_chrf": scores[i], "language": "de" if i < 2 else "nl"}
                 mt = Caption(f"{i}.{lang}", lang, "x", "mt", f"{i}", "m", (), signals)
                 captions += [mt, Caption(f"{i}.{lang}.en", "en", "y", "back", mt.id, "m")]
             writer.write(Item(f"{i}", "train", tuple(captions)))
@@ -51,7 +51,7 @@ def test_languages_that_one_sentence_does_not_tell_apart_are_the_same(manifest):
     path = manifest.with_name("nb.jsonl")
     with ManifestWriter(path) as writer:
         for i, found in enumerate(("no", "nb", "da")):
-            caption = Caption(f"{i}", "nb", "x", "mt", None, "m", (), (("language", found),))
+            caption = Caption(f"{i}", "nb", "x", "mt", None, "m", (), {"language": found})
             writer.write(Item(f"{i}", "train", (caption,)))
     assert left(path, "--language") == ["2"]
 
@@ -81,7 +81,7 @@ def test_wrong_bounds_are_named_and_nothing_is_written(manifest, capsys, options
 def test_translations_without_a_signal_stay_or_go_as_asked(manifest):
     path = manifest.with_name("some.jsonl")
     with ManifestWriter(path) as writer:
-        for i, signals in enumerate(((("similarity", 0.9),), (("similarity", 0.1),), ())):
+        for i, signals in enumerate(({"similarity": 0.9}, {"similarity": 0.1}, {})):
             caption = Caption(f"{i}", "de", "x", "mt", None, "m", (), signals)
             writer.write(Item(f"{i}", "train", (caption,)))
     assert left(path, "--min", "similarity=0.5", "--missing", "keep") == ["1"]

@@ -9,7 +9,7 @@ from xlcm.types import Caption, Item
 
 
 def test_signals_come_back_as_they_were_written():
-    caption = Caption("a#0.de", "de", "Ein Hund.", "mt", "a#0", "m", (), (("back_chrf", 71.3), ("language", "de")))  # fmt: skip
+    caption = Caption("a#0.de", "de", "Ein Hund.", "mt", "a#0", "m", (), {"back_chrf": 71.3, "language": "de"})  # fmt: skip
     item = Item("a", "train", (Caption("a#0", "en", "A dog."), caption))
     line = to_line(item)
     assert json.loads(line)["captions"][1]["quality"] == {"back_chrf": 71.3, "language": "de"}

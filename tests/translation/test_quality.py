@@ -10,13 +10,13 @@ from xlcm.translation.quality import copied, measure, need_packages, script, tok
 def test_the_way_back_is_scored_as_sacrebleu_scores_it():
     sacrebleu = pytest.importorskip("sacrebleu")
     source, back = "A dog runs over the wet grass.", "A dog is running on wet grass."
-    found = dict(measure(["back"], source, "en", "Ein Hund.", "de", back))
+    found = measure(["back"], source, "en", "Ein Hund.", "de", back)
     assert found["back_chrf"] == round(sacrebleu.sentence_chrf(back, [source]).score, 1)
     assert found["back_bleu"] == round(sacrebleu.sentence_bleu(back, [source]).score, 1)
-    assert measure(["back"], source, "en", "Ein Hund.", "de", None) == ()
-    nothing = dict(measure(["back"], source, "en", "Ein Hund.", "de", ""))
+    assert measure(["back"], source, "en", "Ein Hund.", "de", None) == {}
+    nothing = measure(["back"], source, "en", "Ein Hund.", "de", "")
     assert nothing == {"back_chrf": 0.0, "back_bleu": 0.0}
-    same = dict(measure(["back"], source, "en", "Ein Hund.", "de", source))
+    same = measure(["back"], source, "en", "Ein Hund.", "de", source)
     assert same == {"back_chrf": 100.0, "back_bleu": 100.0}
 
 
@@ -37,15 +37,15 @@ def test_letters_are_counted_in_the_scripts_of_the_language(text, lang, share):
 
 
 def test_length_is_that_of_the_translation_by_that_of_the_source():
-    assert dict(measure(["length"], "abcd", "en", "ab", "de")) == {"length_ratio": 0.5}
+    assert measure(["length"], "abcd", "en", "ab", "de") == {"length_ratio": 0.5}
 
 
 def test_the_language_is_identified():
     pytest.importorskip("py3langid")
     text = "Ein kleiner Junge spielt mit seinem Hund auf der Wiese hinter dem Haus."
-    assert dict(measure(["language"], "x", "en", text, "de")) == {"language": "de"}
-    assert "language" in dict(measure(["language"], "x", "en", text, "nb"))  # taken for `no`
-    assert measure(["language"], "x", "en", text, "bo") == ()  # which it doesn't know
+    assert measure(["language"], "x", "en", text, "de") == {"language": "de"}
+    assert "language" in measure(["language"], "x", "en", text, "nb")  # taken for `no`
+    assert measure(["language"], "x", "en", text, "bo") == {}  # which it doesn't know
 
 
 def test_words_are_cut_where_they_are_spaced():

@@ -31,7 +31,7 @@ def test_the_way_back_keeps_much_more_than_that_of_another_caption(lang):
     texts = [items[i].captions[0].text for i in range(20)]
     back = engine.translate(engine.translate(texts, "en", lang), lang, "en")
     own, other = (
-        sum(dict(measure(["back"], t, "en", t, lang, b))["back_chrf"] for t, b in zip(texts, rows))
+        sum(measure(["back"], t, "en", t, lang, b)["back_chrf"] for t, b in zip(texts, rows))
         for rows in (back, [*back[1:], back[0]])
     )
     assert own > other + 20 * 20  # points of chrF a caption

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
+from msgspec.structs import replace
 
 from xlcm.cli import main as xlcm
 from xlcm.config import ConfigError, build, check
@@ -178,7 +178,7 @@ def test_what_comes_back_blank_scores_nothing(manifest, tmp_path):
         "mt fr": 39, "no way back": 39, "blank": 1, "cut": 0
     }  # fmt: skip
     made = [c for i in read_manifest(tmp_path / "out.jsonl") for c in i.captions if c.of]
-    assert {dict(c.quality)["back_chrf"] for c in made} == {0.0}
+    assert {c.quality["back_chrf"] for c in made} == {0.0}
 
 
 def test_a_blank_translation_is_counted_and_tried_again_by_the_next_run(manifest, tmp_path):
@@ -299,7 +299,7 @@ def test_signals_of_a_changed_caption_are_measured_anew_and_further_ones_added(m
     given = changed(out, {"3#0": "A sentence."}, tmp_path / "edited.jsonl")
     signals = ["length", "copied"]
     run(config(manifest, manifest=given, engine=shouting(tmp_path), quality=signals))
-    new = {c.id: dict(c.quality) for i in read_manifest(out) for c in i.captions if c.of}
+    new = {c.id: c.quality for i in read_manifest(out) for c in i.captions if c.of}
     assert all(list(found) == ["length_ratio", "copied"] for found in new.values())
     assert new["3#0.fr"]["length_ratio"] == pytest.approx(18 / 11, abs=0.01)
 
@@ -455,7 +455,7 @@ def test_the_command_line_translates(manifest, tmp_path, capsys):
     assert xlcm(["translate", str(manifest), "--out", out, "--to", "sw", "--scenes-table"]) == 0
     assert "39 mt sw" in capsys.readouterr().out
     quality = [c.quality for i in read_manifest(out) for c in i.captions if c.of]
-    assert all(dict(signals).keys() >= {"back_chrf", "length_ratio"} for signals in quality)
+    assert all(signals.keys() >= {"back_chrf", "length_ratio"} for signals in quality)
     assert xlcm(["translate", str(manifest), "--out", out, "--to", "sw", "--command", "x"]) == 2
     assert "--label" in capsys.readouterr().err
 
@@ -479,7 +479,7 @@ def test_the_similarity_is_that_of_the_model(manifest, tmp_path, tiny_data):
     item = next(read_manifest(tmp_path / "out.jsonl"))
     for caption, of in ((item.captions[2], item.captions[0]), (item.captions[3], item.captions[2])):
         one, other = model.encode_text([caption.text, of.text], [caption.lang, of.lang])
-        signals = dict(caption.quality)
+        signals = caption.quality
         assert signals["similarity"] == pytest.approx(float(one @ other), abs=1e-3)
         assert "length_ratio" in signals
     with pytest.raises(FileNotFoundError):
@@ -510,7 +510,7 @@ def test_captions_of_many_items_are_encoded_together_each_once(
         items = list(read_manifest(tmp_path / "out.jsonl"))
         assert [item.id for item in items] == [str(n) for n in range(40)]
         found[at_once] = [
-            dict(c.quality)["similarity"] for item in items for c in item.captions if c.engine
+            c.quality["similarity"] for item in items for c in item.captions if c.engine
         ]
     assert found[20] == pytest.approx(found[4096], abs=1e-3)
 

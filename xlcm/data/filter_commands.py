@@ -6,7 +6,9 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from xlcm.data.languages import indistinct, language_fault
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
@@ -85,7 +87,7 @@ def reason(
     Raises:
         DataError: if it lacks a signal and `missing` is `error`.
     """
-    signals = dict(caption.quality)
+    signals = caption.quality
     own = {(b.signal, b.lowest) for b in bounds if b.lang == caption.lang}
     for bound in bounds:
         general = bound.lang is None and (bound.signal, bound.lowest) not in own
@@ -111,7 +113,7 @@ def reason(
 
 def _lacks(caption: Caption, signal: str, missing: str, where: str) -> bool:
     if missing == "error":
-        known = [name for name, _ in caption.quality]
+        known = list(caption.quality)
         raise DataError(
             f"{where}: caption {caption.id!r} has no signal {signal!r}{nearest(signal, known)}; it "
             f"has {', '.join(known) or 'none'}. `--missing keep` or `--missing drop` says what "
@@ -139,7 +141,7 @@ def _filter(args: argparse.Namespace) -> int:
             there.update(c.lang for c in item.captions if c.origin == "mt")
             langs = {c.id: c.lang for c in item.captions if c.origin == "mt"}
             signals.update(
-                (c.lang, name) for c in item.captions if c.origin == "mt" for name, _ in c.quality
+                (c.lang, name) for c in item.captions if c.origin == "mt" for name in c.quality
             )
             left.update((langs[i], why) for i, why in out.items() if i in langs)
             writer.write(move(replace(item, captions=kept)))

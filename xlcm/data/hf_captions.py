@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from xlcm.data.hf_rows import named, rows_said
 from xlcm.data.manifest import DataError, ManifestWriter
 from xlcm.data.progress import Progress
@@ -93,7 +95,7 @@ def _read(stream: Any, folder: Path, layout: Layout, name: str, split: str) -> N
         with ManifestWriter(aside / CAPTIONS) as writer:
             apart = replace(layout, id=ROW)  # each row an item, however it is called
             for number, item in enumerate(gather(read(), apart, on_skip=skipped.add), 1):
-                _write(writer, replace(item, split=split, image=pictures[0]), layout)
+                _write(writer, structs.replace(item, split=split, image=pictures[0]), layout)
                 silent += [] if item.captions else [number]
         if not sum(rows):
             raise DataError(f"{name}, split {split!r}: no rows")

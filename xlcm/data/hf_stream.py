@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from msgspec import structs
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -139,11 +140,13 @@ class HfStream:
         item = self.whole(index)
         if self.langs is None:
             return item
-        return replace(item, captions=tuple(c for c in item.captions if c.lang in self.langs))
+        return structs.replace(
+            item, captions=tuple(c for c in item.captions if c.lang in self.langs)
+        )
 
     def whole(self, index: int) -> Item:
         """Return an item with its captions in all languages."""
-        return replace(self._manifest[index], where=self.where(index), image=None)
+        return structs.replace(self._manifest[index], where=self.where(index), image=None)
 
     def where(self, index: int) -> str:
         """Return the data set, split and row of an item, for messages."""

@@ -1,20 +1,22 @@
 """One line of a manifest: from JSON to an item with every check, and back.
 
-The usual line takes the short way through the functions here, since a manifest of millions is read
-once an epoch; whatever looks odd is looked at again slowly, to say what is wrong with it.
+msgspec reads the usual line, since a manifest of millions is read once an epoch; a line that it
+refuses is looked at again slowly, to say what is wrong with it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import fields
 from math import isfinite
 from typing import Any, NoReturn
 
+from msgspec import ValidationError, convert
+from msgspec.json import Decoder
+from msgspec.structs import force_setattr
+
 from xlcm.data.json_faults import told
 from xlcm.registry import nearest
-from xlcm.types import Caption, Item
+from xlcm.types import Item
 
 REQUIRED_ITEM = ("id", "split", "captions")
 ITEM_KEYS = frozenset({*REQUIRED_ITEM, "image", "video", "segment", "features"})
@@ -25,21 +27,8 @@ CAPTION_KEYS = frozenset(
 ORIGINS = frozenset({"human", "mt", "back"})
 
 _decode = json.JSONDecoder().decode
-_scan: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_decode_item = Decoder(Item).decode
 _text_or_none = frozenset({str, type(None)})
-_new = object.__new__
-
-
-# A frozen class sets each field through `object.__setattr__`, which takes as long as all the rest.
-# An object of the same slots without the guard is filled in a tenth, and then told its class.
-
-
-class _OpenCaption:
-    __slots__ = tuple(field.name for field in fields(Caption))
-
-
-class _OpenItem:
-    __slots__ = tuple(field.name for field in fields(Item))
 
 
 class DataError(ValueError):
@@ -68,53 +57,121 @@ def parse_item(raw: bytes, where: str = "") -> Item:
         DataError: naming `where`, the key, what came and what was expected.
     """
     try:
-        text = raw.decode()
-        row, end = _scan(text, 0)
-        if end < len(text) and not text[end:].isspace():
-            row = _row(raw, where)
-    except (ValueError, StopIteration, RecursionError):
-        row = _row(raw, where)
-    if b"\\" in raw and (b"\\ud" in raw or b"\\uD" in raw):  # to look for one byte is far faster
-        refuse_halves(row, where)
+        item = _decode_item(raw)
+    except (ValueError, RecursionError):  # of msgspec's own, which knows no file and few reasons
+        item = _slowly(raw, where)
+    for position, caption in enumerate(item.captions):
+        if caption.relevant:
+            _check_relevant(caption.relevant, f"{where}: captions[{position}]", item.id)
+    if item.segment is not None:
+        _check_segment(item, where)
+    force_setattr(item, "where", where)  # nobody else has the item yet
+    return item
+
+
+def _slowly(raw: bytes, where: str) -> Item:
+    """Say what is wrong with a line; read it, if it only has keys that are null."""
+    row = _row(raw, where)
+    refuse_halves(row, where)
+    _check_item(row, where)
+    row = {key: value for key, value in row.items() if value is not None}
+    row["captions"] = [
+        {key: value for key, value in caption.items() if value is not None}
+        for caption in row["captions"]
+    ]
+    try:
+        return convert(row, Item)
+    except ValidationError as error:  # nothing is known that comes here
+        _fail(where, str(error))
+
+
+def _check_item(row: Any, where: str) -> None:
     if type(row) is not dict:
         _fail(where, f"expected an object {{...}}, got {_kind(row)}")
     if not row.keys() <= ITEM_KEYS:
         _unknown(row, ITEM_KEYS, where, "")
-    try:
-        identity, split, captions = row["id"], row["split"], row["captions"]
-    except KeyError as error:
-        _fail(where, f"key {error} is missing; an item needs {', '.join(REQUIRED_ITEM)}")
-    if type(identity) is not str or type(split) is not str or not identity or not split:
-        name = "id" if type(identity) is not str or not identity else "split"
-        _fail(where, f"{name!r} must be text that is not empty, got {_kind(row[name])}")
-    if type(captions) is not list:
-        _fail(where, f"'captions' must be a list, got {_kind(captions)}")
-    image, video, features = row.get("image"), row.get("video"), row.get("features")
-    if not (
-        (image is None or type(image) is str) and (video is None or type(video) is str)
-        and (features is None or type(features) is str)
-    ):  # fmt: skip
-        name = next(n for n in ("image", "video", "features")
-                    if type(row.get(n)) not in _text_or_none)  # fmt: skip
-        _fail(where, f"{name!r} must be text, got {_kind(row[name])}")
-    item: Any = _new(_OpenItem)
-    item.id, item.split = identity, split
-    item.captions = tuple(_captions(captions, where, identity))
-    item.image, item.video, item.features, item.where = image, video, features, where
-    segment = row.get("segment")
-    item.segment = None if segment is None else _segment(segment, video, where)
-    item.__class__ = Item
-    return item
+    for name in REQUIRED_ITEM:
+        if name not in row:
+            needs = ", ".join(REQUIRED_ITEM)
+            _fail(where, f"key {name!r} is missing; an item needs {needs}")
+    for name in ("id", "split"):
+        if type(row[name]) is not str or not row[name]:
+            _fail(where, f"{name!r} must be text that is not empty, got {_kind(row[name])}")
+    for name in ("image", "video", "features"):
+        if type(row.get(name)) not in _text_or_none:
+            _fail(where, f"{name!r} must be text, got {_kind(row[name])}")
+    times = row.get("segment")
+    if times is not None and not (
+        type(times) is list and [type(t) in (int, float) for t in times] == [True, True]
+    ):
+        _refuse_segment(times, where)
+    if type(row["captions"]) is not list:
+        _fail(where, f"'captions' must be a list, got {_kind(row['captions'])}")
+    for position, caption in enumerate(row["captions"]):
+        _check_caption(caption, where, f"captions[{position}]")
 
 
-def _segment(times: Any, video: str | None, where: str) -> tuple[float, float]:
-    numbers = type(times) is list and [type(t) in (int, float) for t in times] == [True, True]
-    if not numbers or not 0 <= times[0] < times[1] or not isfinite(times[1]):
-        _fail(where, "'segment' must be [start, end] in seconds, 0 <= start < end, got "
-              f"{_kind(times)}")  # fmt: skip
-    if video is None:
+def _check_caption(row: Any, where: str, place: str) -> None:
+    if type(row) is not dict:
+        _fail(where, f"{place} must be an object {{...}}, got {_kind(row)}")
+    if not row.keys() <= CAPTION_KEYS:
+        _unknown(row, CAPTION_KEYS, where, f"{place}.")
+    for name in REQUIRED_CAPTION:
+        if name not in row:
+            needs = ", ".join(REQUIRED_CAPTION)
+            _fail(where, f"{place}: key {name!r} is missing; a caption needs {needs}")
+    for name in ("id", "lang", "text", "of", "engine"):
+        optional = name in ("of", "engine")
+        if type(row.get(name)) not in (_text_or_none if optional else (str,)):
+            _fail(where, f"{place}.{name} must be text, got {_kind(row.get(name))}")
+    if not row["id"]:
+        _fail(where, f"{place}.id is empty")
+    origin = row.get("origin", "human")
+    if type(origin) is not str or origin not in ORIGINS:
+        _fail(where, f"{place}.origin must be one of human, mt, back, got "
+              f"{origin!r}" + nearest(str(origin), ORIGINS))  # fmt: skip
+    noise = row.get("noise")
+    if noise is not None and not (type(noise) is list and all(type(kind) is str for kind in noise)):
+        _fail(where, f"{place}.noise must be a list of words, got {noise!r}")
+    quality = row.get("quality")
+    if quality is not None:
+        _check_quality(quality, where, f"{place}.quality")
+    ids = row.get("relevant")
+    if ids is not None and not (type(ids) is list and all(type(one) is str and one for one in ids)):
+        _fail(where, f"{place}.relevant must be a list of ids of items, got {_kind(ids)}")
+
+
+def _check_quality(quality: Any, where: str, place: str) -> None:
+    if type(quality) is not dict:
+        _fail(where, f"{place} must be names with numbers or words, got {_kind(quality)}")
+    for name, value in quality.items():
+        kind = type(value)
+        if kind is float:
+            if not isfinite(value):
+                _fail(where, f"{place}.{name} is {value}, which is no number that JSON knows or a "
+                      "bound can be set for; leave the signal out")  # fmt: skip
+        elif kind is not int and kind is not str:
+            _fail(where, f"{place} must be names with numbers or words, got {_kind(quality)}")
+
+
+def _check_relevant(ids: tuple[str, ...], place: str, owner: str) -> None:
+    if len({owner, *ids}) <= len(ids):
+        twice = next(one for n, one in enumerate([owner, *ids]) if one in [owner, *ids][:n])
+        raise DataError(f"{place}.relevant names {twice!r} " + ("twice" if twice != owner else
+              "itself, the item that the caption stands at: leave it out"))  # fmt: skip
+
+
+def _check_segment(item: Item, where: str) -> None:
+    start, end = item.segment or (0.0, 0.0)
+    if not 0 <= start < end or not isfinite(end):
+        _refuse_segment([start, end], where)
+    if item.video is None:
         _fail(where, "'segment' is a part of a `video`, and the item has none")
-    return float(times[0]), float(times[1])
+
+
+def _refuse_segment(times: Any, where: str) -> NoReturn:
+    _fail(where, "'segment' must be [start, end] in seconds, 0 <= start < end, got "
+          f"{_kind(times)}")  # fmt: skip
 
 
 def _row(raw: bytes, where: str) -> Any:
@@ -130,84 +187,6 @@ def _row(raw: bytes, where: str) -> Any:
         _fail(where, f"not JSON: {error}")
     except RecursionError:
         _fail(where, "not a manifest line: too many brackets inside one another")
-
-
-def _captions(rows: list[Any], where: str, owner: str) -> Iterator[Caption]:
-    for position, row in enumerate(rows):
-        if type(row) is not dict:
-            _fail(where, f"captions[{position}] must be an object {{...}}, got {_kind(row)}")
-        try:
-            identity, lang, text = row["id"], row["lang"], row["text"]
-        except KeyError as error:
-            if not row.keys() <= CAPTION_KEYS:
-                _unknown(row, CAPTION_KEYS, where, f"captions[{position}].")
-            needs = ", ".join(REQUIRED_CAPTION)
-            _fail(where, f"captions[{position}]: key {error} is missing; a caption needs {needs}")
-        if len(row) == 4 and "origin" in row:  # then no other key is there
-            origin, of, engine, noise, quality = row["origin"], None, None, None, None
-            relevant = None
-        else:
-            if not row.keys() <= CAPTION_KEYS:
-                _unknown(row, CAPTION_KEYS, where, f"captions[{position}].")
-            get = row.get
-            origin, of, engine = get("origin", "human"), get("of"), get("engine")
-            noise, quality, relevant = get("noise"), get("quality"), get("relevant")
-        if not (
-            type(identity) is str and identity and type(lang) is str and type(text) is str
-            and (of is None or type(of) is str) and (engine is None or type(engine) is str)
-        ):  # fmt: skip
-            _wrong_type(row, where, position)
-        if origin != "human" and (type(origin) is not str or origin not in ORIGINS):
-            _fail(where, f"captions[{position}].origin must be one of human, mt, back, got "
-                  f"{origin!r}" + nearest(str(origin), ORIGINS))  # fmt: skip
-        caption: Any = _new(_OpenCaption)
-        caption.id, caption.lang, caption.text = identity, lang, text
-        caption.origin, caption.of, caption.engine = origin, of, engine
-        caption.noise = () if noise is None else _noise(noise, where, position)
-        caption.quality = () if quality is None else _quality(quality, where, position)
-        caption.relevant = () if relevant is None else _relevant(relevant, where, position, owner)
-        caption.__class__ = Caption
-        yield caption
-
-
-def _wrong_type(row: dict[str, Any], where: str, position: int) -> NoReturn:
-    for name in ("id", "lang", "text", "of", "engine"):
-        optional = name in ("of", "engine")
-        if type(row.get(name)) not in (_text_or_none if optional else (str,)):
-            _fail(where, f"captions[{position}].{name} must be text, got {_kind(row.get(name))}")
-    _fail(where, f"captions[{position}].id is empty")
-
-
-def _noise(noise: Any, where: str, position: int) -> tuple[str, ...]:
-    if type(noise) is not list or not all(type(kind) is str for kind in noise):
-        _fail(where, f"captions[{position}].noise must be a list of words, got {noise!r}")
-    return tuple(noise)
-
-
-def _quality(quality: Any, where: str, position: int) -> tuple[tuple[str, float | str], ...]:
-    place = f"captions[{position}].quality"
-    if type(quality) is not dict:
-        _fail(where, f"{place} must be names with numbers or words, got {_kind(quality)}")
-    for name, value in quality.items():
-        kind = type(value)
-        if kind is float:
-            if not isfinite(value):
-                _fail(where, f"{place}.{name} is {value}, which is no number that JSON knows or a "
-                      "bound can be set for; leave the signal out")  # fmt: skip
-        elif kind is not int and kind is not str:
-            _fail(where, f"{place} must be names with numbers or words, got {_kind(quality)}")
-    return tuple(quality.items())
-
-
-def _relevant(ids: Any, where: str, position: int, owner: str) -> tuple[str, ...]:
-    place = f"captions[{position}].relevant"
-    if type(ids) is not list or not all(type(one) is str and one for one in ids):
-        _fail(where, f"{place} must be a list of ids of items, got {_kind(ids)}")
-    if len({owner, *ids}) <= len(ids):
-        twice = next(one for n, one in enumerate([owner, *ids]) if one in [owner, *ids][:n])
-        _fail(where, f"{place} names {twice!r} " + ("twice" if twice != owner else
-              "itself, the item that the caption stands at: leave it out"))  # fmt: skip
-    return tuple(ids)
 
 
 def refuse_halves(row: Any, where: str) -> None:
@@ -276,7 +255,7 @@ def to_line(item: Item, where: str = "") -> bytes:
             "id": caption.id, "lang": caption.lang, "text": caption.text, "origin": caption.origin,
             **{k: v for k in ("of", "engine") if (v := getattr(caption, k)) is not None},
             **({"noise": list(caption.noise)} if caption.noise else {}),
-            **({"quality": dict(caption.quality)} if caption.quality else {}),
+            **({"quality": caption.quality} if caption.quality else {}),
             **({"relevant": list(caption.relevant)} if caption.relevant else {}),
         }
         for caption in item.captions

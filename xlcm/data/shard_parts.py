@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from torch import Tensor
 
 from xlcm.data.dataset import ManifestDataset

@@ -19,12 +19,12 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from pydantic import Field
 from torch import Tensor

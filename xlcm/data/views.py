@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field, field_validator, model_validator
 
 from xlcm.config import ConfigError, Section

@@ -51,7 +51,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 IDEOGRAPHIC is the mark that doubles the sign before it.
 """
 _IN_TAG = {"Latn": "LATIN", "Cyrl": "CYRILLIC", "Arab": "ARABIC", "Deva": "DEVANAGARI"}
-Quality = tuple[tuple[str, "float | str"], ...]
+Quality = dict[str, int | float | str]
 
 
 def need_packages(signals: Iterable[str]) -> None:
@@ -83,20 +83,20 @@ def measure(
         back: the translation of `text` into `source_lang`; a blank one scores 0. None: it was not
             translated back, and has no such signals.
     """
-    found: list[tuple[str, float | str]] = []
+    found: Quality = {}
     if "back" in signals and back is not None:
         chrf, bleu = _scorers(source_lang)
-        found.append(("back_chrf", round(chrf.sentence_score(back, [source]).score, 1)))
-        found.append(("back_bleu", round(bleu.sentence_score(back, [source]).score, 1)))
+        found["back_chrf"] = round(chrf.sentence_score(back, [source]).score, 1)
+        found["back_bleu"] = round(bleu.sentence_score(back, [source]).score, 1)
     if "length" in signals:
-        found.append(("length_ratio", round(len(text) / max(len(source), 1), 3)))
+        found["length_ratio"] = round(len(text) / max(len(source), 1), 3)
     if "copied" in signals:
-        found.append(("copied", round(copied(source, text), 3)))
+        found["copied"] = round(copied(source, text), 3)
     if "script" in signals:
-        found.append(("script", round(script(text, lang), 3)))
+        found["script"] = round(script(text, lang), 3)
     if "language" in signals and identifiable(lang):
-        found.append(("language", identify(text)))
-    return tuple(found)
+        found["language"] = identify(text)
+    return found
 
 
 def tokenizer_of(lang: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from xlcm.config import ConfigError
 from xlcm.types import Caption, Item
@@ -61,8 +62,8 @@ class Similarity:
             for caption in item.captions:
                 if caption.id in made:
                     cosine = float(at[_key(caption)] @ at[_key(known[str(caption.of)])])
-                    signals = {**dict(caption.quality), "similarity": round(cosine, 4)}
-                    caption = replace(caption, quality=tuple(signals.items()))
+                    signals = {**caption.quality, "similarity": round(cosine, 4)}
+                    caption = replace(caption, quality=signals)
                 captions.append(caption)
             yield replace(item, captions=tuple(captions))
 

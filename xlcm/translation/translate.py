@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from xlcm.config import build
 from xlcm.data.manifest import DataError, ManifestWriter, read_manifest
@@ -251,8 +252,7 @@ def _merged(
             captions.append(known)
             continue
         if known.text == new.text:
-            signals = {**dict(known.quality), **dict(new.quality)}
-            captions.append(replace(known, quality=tuple(signals.items())))
+            captions.append(replace(known, quality={**known.quality, **new.quality}))
             counts["there before"] += 1
         else:
             captions.append(new)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from xlcm.cli import main
 from xlcm.data.manifest import DataError, read_manifest
@@ -103,31 +104,36 @@ def test_the_digest_of_a_split_is_of_its_lines_alone(load):
     lines = load.out.read_bytes().splitlines(keepends=True)
     digest = hashlib.sha256(lines[0] + lines[2]).hexdigest()
     assert report["splits"]["train"]["sha256"] == digest
-    other = load(plan([items[2], items[1], replace(items[0], id="9")]))[2]
+    other = load(plan([items[2], items[1], structs.replace(items[0], id="9")]))[2]
     assert other["splits"]["test"]["sha256"] == report["splits"]["test"]["sha256"]
     assert other["splits"]["train"]["sha256"] != digest
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_the_digest_does_not_depend_on_where_the_pictures_lie(load, tmp_path, kind):
-    captions = (
-        Caption("c", "en", 'a "quote", "image": "x.jpg" \\', "mt", quality=(("image", "x"),)),
-    )
+    captions = (Caption("c", "en", 'a "quote", "image": "x.jpg" \\', "mt", quality={"image": "x"}),)
     sums = {}
     for folder in ('p "1", "video": "', "q"):
         path = tmp_path / folder / "a.jpg"
         path.parent.mkdir()
         path.write_bytes(b"x")
-        for name, text in (("same", captions), ("other", (replace(captions[0], text="b"),))):
-            made = replace(item("1"), captions=text, **{kind: "a.jpg"})
+        for name, text in (
+            ("same", captions),
+            ("other", (structs.replace(captions[0], text="b"),)),
+        ):
+            made = structs.replace(item("1"), captions=text, **{kind: "a.jpg"})
             code, items, report = load(plan([made]), "--images", str(path.parent))
             assert (code, getattr(items[0], kind)) == (0, f"../{folder}/a.jpg")
             sums.setdefault(name, set()).add(report["splits"]["train"]["sha256"])
-    bare = load(plan([replace(item("1"), captions=captions)]))[2]["splits"]["train"]["sha256"]
+    bare = load(plan([structs.replace(item("1"), captions=captions)]))[2]["splits"]["train"][
+        "sha256"
+    ]
     assert sums["same"] == {bare}
     assert len(sums["other"]) == 1
     assert sums["other"] != sums["same"]
-    renamed = load(plan([replace(item("1"), captions=(replace(captions[0], quality=()),))]))[2]
+    renamed = load(
+        plan([structs.replace(item("1"), captions=(structs.replace(captions[0], quality={}),))])
+    )[2]
     assert renamed["splits"]["train"]["sha256"] != bare
 
 

@@ -12,8 +12,10 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from xlcm.data.aside import aside, remove_left_in
 from xlcm.data.manifest import DataError

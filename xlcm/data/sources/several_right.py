@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.row_captions import OnSkip, Row, word
