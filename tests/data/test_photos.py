@@ -244,6 +244,23 @@ def test_a_wrong_encoding_number_or_header_and_a_picture_listed_twice_are_named(
     refused(r"images.jsonl:6: picture 'b\.jpg' is in line 2 before", lines)
 
 
+def test_a_list_of_sources_that_is_empty_or_doubled_is_named_and_a_packed_one_read(root, tmp_path):
+    path = root / "sources.tsv"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for data, said in (
+        (b"", r"sources.tsv: there are no rows"),
+        (lines[0], r"sources.tsv: there are no rows"),
+        (whole + lines[1], r"sources.tsv:5: en.human.tsv.gz was listed before"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=said):
+            load(root, tmp_path / "m.jsonl", "--captions", "en.human")
+    path.unlink()
+    path.with_name("sources.tsv.gz").write_bytes(gzip.compress(whole))
+    assert load(root, tmp_path / "m.jsonl", "--captions", "en.human")[0] == 0
+
+
 def test_windows_line_ends_and_a_byte_order_mark_change_nothing(root, tmp_path):
     load(root, tmp_path / "a" / "m.jsonl", "--captions", "en.human")
     for file in (root / "captions" / "en.human.tsv.gz", root / "sources.tsv"):

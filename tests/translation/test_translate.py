@@ -391,6 +391,11 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"{file.name}:1: damaged.*delete this line"):
             Memory(tmp_path / "m", {"name": "x"})
+    file.write_bytes(whole)
+    memory = Memory(tmp_path / "m", {"name": "x"})
+    file.write_bytes(whole + b"[1, 2]\n")
+    with pytest.raises(DataError, match=rf"{file.name}:3: damaged"):
+        memory.refresh()
 
 
 def test_a_command_that_can_not_be_started_is_named(tmp_path):

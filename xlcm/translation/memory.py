@@ -38,7 +38,7 @@ class Memory:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file: Any = None
         self._known: dict[Key, str] = {}
-        self._read_to: dict[Path, int] = {}
+        self._read_to: dict[Path, tuple[int, int]] = {}  # bytes and lines
         self._engine = json.loads(json.dumps(engine))
         self._check(self._engine)
         self.refresh()
@@ -78,14 +78,15 @@ class Memory:
     def refresh(self) -> None:
         """Read what all processes have added since."""
         for path in sorted(self.folder.glob("*.jsonl")):
-            start = self._read_to.get(path, 0)
+            start, lines = self._read_to.get(path, (0, 0))
             with open(path, "rb") as file:
                 file.seek(start)
                 data = file.read()
             whole = data.rfind(b"\n") + 1  # what follows was torn, or is being written
-            for number, line in enumerate(data[:whole].splitlines(), 1):
+            rows = data[:whole].splitlines()
+            for number, line in enumerate(rows, lines + 1):
                 self._learn(path, number, line)
-            self._read_to[path] = start + whole
+            self._read_to[path] = start + whole, lines + len(rows)
 
     def _learn(self, path: Path, number: int, line: bytes) -> None:
         try:

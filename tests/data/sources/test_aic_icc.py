@@ -47,6 +47,20 @@ def test_the_first_of_the_validation_file_in_its_order_are_the_test(root):
     assert check_manifest(root.parent / "m.jsonl", images=False).faults == 0
 
 
+def test_the_archives_are_read_as_they_are_unpacked(root, tmp_path):
+    for split, name in aic_icc.FILES.items():
+        folder = root / aic_icc.ARCHIVES[split]
+        (folder / aic_icc.FOLDERS[split]).mkdir(parents=True)
+        (root / name).rename(folder / name)
+    train = f"{aic_icc.ARCHIVES['train']}/{aic_icc.FOLDERS['train']}"
+    for name in "ab":
+        (root / train / f"{name}.jpg").write_bytes(b"x")
+    assert command(root, "--images", str(root), "--missing-images", "drop") == 1
+    assert {i: item.image for i, item in items(root).items()} == {
+        name: f"aic/{train}/{name}.jpg" for name in "ba"
+    }
+
+
 def test_the_published_protocol_is_the_default():
     plan = aic_icc.plan(".")
     assert {split: (e.items, dict(e.captions)) for split, e in plan.expected.items()} == {

@@ -20,6 +20,18 @@ def test_a_segment_is_an_item_and_train_comes_first(tmp_path):
     assert left["captions without text"]["count"] == 1
 
 
+def test_the_test_part_beside_the_others_is_counted_and_left_out(tmp_path):
+    youcook2(tmp_path)
+    rows = [{"id": 0, "segment": [1, 2]}]
+    put(tmp_path / "youcookii_annotations_test_segments_only.json",
+        {"database": {"t": {"subset": "testing", "annotations": rows}}})  # fmt: skip
+    assert command("youcook2", tmp_path) == 1
+    assert list(items(tmp_path)) == ["zz@1-2.5", "zz@3-4", "-xx_y@4-9"]
+    left = told(tmp_path)["left_out"]
+    (why,) = [why for why in left if "test part" in why]
+    assert left[why]["count"] == 1
+
+
 def test_clips_of_one_video_are_no_pictures_that_come_twice(tmp_path, capsys):
     youcook2(tmp_path)
     command("youcook2", tmp_path)
@@ -96,7 +108,7 @@ def test_a_broken_segment_is_named(tmp_path, capsys):
     put(name, {"database": {"v": {"subset": "training", "annotations": [
         {"segment": [2, 1], "sentence": "x"}]}}})  # fmt: skip
     assert "segment 0: it begins at 2 s and ends at 1 s" in fails(capsys, tmp_path, "youcook2")
-    put(name, {"database": {"v": {"subset": "testing"}}})
+    put(name, {"database": {"v": {"subset": "tests"}}})
     assert "v: 'subset' must be" in fails(capsys, tmp_path, "youcook2")
     put(name, {"v": 1})
     assert "'database'" in fails(capsys, tmp_path, "youcook2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
-from xlcm.data.sources.text_lines import find, read_json
+from xlcm.data.sources.text_lines import find, find_all, read_json
 from xlcm.types import Caption, Item
 
 FILES = {
@@ -16,6 +16,10 @@ FILES = {
     "val": "caption_validation_annotations_20170910.json",
 }
 FOLDERS = {"train": "caption_train_images_20170902", "val": "caption_validation_images_20170910"}
+ARCHIVES = {
+    "train": "ai_challenger_caption_train_20170902",
+    "val": "ai_challenger_caption_validation_20170910",
+}
 TRAIN, VALIDATION = 210_000, 30_000  # pictures, with five captions each
 TEST = 10_000  # first pictures of the validation file that papers test on
 
@@ -48,18 +52,23 @@ def plan(root: str | Path, *, test_images: int = TEST, flat: bool = False) -> Pl
     """Return what is read of AIC-ICC.
 
     Args:
-        root: the folder with the two JSON files (anywhere below it they are not looked for).
+        root: the folder with the two JSON files, or with the folders of the owners' two archives.
         test_images: the first pictures of the validation file that become the split test.
         flat: image names without the owners' two folders.
     """
     skipped = Skipped()
+    inside = {
+        split: "" if find_all(root, name) or not find_all(root, f"{ARCHIVES[split]}/{name}")
+        else f"{ARCHIVES[split]}/"
+        for split, name in FILES.items()
+    }  # fmt: skip
 
     def items() -> Iterator[Item]:
         for split, name in FILES.items():
             yield from read_annotations(
-                find(root, name),
+                find(root, inside[split] + name),
                 split,
-                folder="" if flat else f"{FOLDERS[split]}/",
+                folder="" if flat else f"{inside[split]}{FOLDERS[split]}/",
                 test_images=test_images if split == "val" else 0,
                 skipped=skipped,
             )
@@ -72,12 +81,12 @@ def plan(root: str | Path, *, test_images: int = TEST, flat: bool = False) -> Pl
         name="aic-icc",
         title="AIC-ICC, the Chinese captions of AI Challenger 2017",
         get="The official site (challenger.ai) is gone; ask those who hold the two archives "
-        "ai_challenger_caption_train_20170902 and ai_challenger_caption_validation_20170910.",
+        f"{ARCHIVES['train']} and {ARCHIVES['val']}.",
         terms="Given out after registration, for research.",
         cite="Wu et al. 2017, https://arxiv.org/abs/1711.06475",
         needs=(
-            Need(FILES["train"], "captions of the training pictures"),
-            Need(FILES["val"], "captions of the validation pictures"),
+            Need(inside["train"] + FILES["train"], "captions of the training pictures"),
+            Need(inside["val"] + FILES["val"], "captions of the validation pictures"),
         ),
         items=items,
         expected=expected,

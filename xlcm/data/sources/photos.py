@@ -21,7 +21,7 @@ from xlcm.data.aside import aside, remove_left_in
 from xlcm.data.manifest import DataError
 from xlcm.data.sources.base import Expected, Need, Plan, Skipped, add_common, run_import
 from xlcm.data.sources.flickr_cn import picture_key
-from xlcm.data.sources.text_lines import find, iter_lines, read_jsonl
+from xlcm.data.sources.text_lines import find, find_all, iter_lines, read_jsonl
 from xlcm.registry import nearest
 from xlcm.types import Caption, Item, Origin
 
@@ -98,8 +98,8 @@ def plan(args: argparse.Namespace) -> Plan:
         DataError: for a name that is not there.
     """
     root = Path(args.root)
-    listed = root / "sources.tsv"
-    known = read_sources(listed) if listed.is_file() else {}
+    listed = find_all(root, "sources.tsv")
+    known = read_sources(listed[0]) if listed else {}
     chosen = list(dict.fromkeys(known if args.captions == ["all"] else args.captions))
     for name in chosen if known else ():
         if name not in known:
@@ -198,9 +198,13 @@ def read_sources(path: Path) -> dict[str, Source]:
             images[UNUSED] = int(row["images"]) - sum(images.values())
             kind = row["kind"]
             ORIGINS[kind]
+            if name in found:
+                raise DataError(f"{where}: {row['file']} was listed before")
             found[name] = Source(name, row["lang"], kind, int(row["captions"]), images)
         except (KeyError, ValueError) as error:
             raise DataError(f"{where}: unexpected or missing {error}") from error
+    if not found:
+        raise DataError(f"{path}: there are no rows in it; get it again")
     return found
 
 
