@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from xlcm.config import ConfigError, build
 from xlcm.data.dataset import ManifestDataset
@@ -117,11 +118,11 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(
     path = config(tiny_data, tmp_path)
     add, added = FeatureWriter.add, []
 
-    def counted(writer, key, value):
+    def counted(writer, key, value, **about):
         if len(added) == 37:
             raise KeyboardInterrupt
         added.append(key)
-        add(writer, key, value)
+        add(writer, key, value, **about)
 
     with monkeypatch.context() as patch:
         patch.setattr(FeatureWriter, "add", counted)
@@ -130,7 +131,12 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(
     with pytest.raises(DataError, match=r"unfinished \(30 items so far\)"):
         FeatureStore(tmp_path / "store")
     first, added[:] = list(added), []
-    monkeypatch.setattr(FeatureWriter, "add", lambda w, k, v: (added.append(k), add(w, k, v))[1])
+
+    def again(writer, key, value, **about):
+        added.append(key)
+        add(writer, key, value, **about)
+
+    monkeypatch.setattr(FeatureWriter, "add", again)
     assert encode(path) == 0
     assert len(added) == 96 - 30
     assert not set(first[:30]) & set(added)
@@ -140,7 +146,7 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(
 def test_a_finished_store_is_not_made_again(tiny_data, tmp_path, monkeypatch):
     path = config(tiny_data, tmp_path, splits=["val"])
     encode(path)
-    monkeypatch.setattr(FeatureWriter, "add", lambda *given: pytest.fail("encoded again"))
+    monkeypatch.setattr(FeatureWriter, "add", lambda *given, **about: pytest.fail("encoded again"))
     assert encode(path) == 0
     assert len(FeatureStore(tmp_path / "store")) == 16
 
@@ -150,6 +156,37 @@ def test_another_encoder_does_not_continue_a_store(tiny_data, tmp_path):
     other = {**IMAGE, "image_size": 64}
     with pytest.raises(DataError, match=r"another folder or delete this one"):
         encode(config(tiny_data, tmp_path, splits=["val"], image=other))
+
+
+@pytest.mark.parametrize("shard_items", [5, 100])
+def test_other_pictures_under_the_keys_of_a_store_are_refused(tiny_data, tmp_path, shard_items):
+    given = {"splits": ["val"], "shard_items": shard_items}
+    encode(config(tiny_data, tmp_path, **given))
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)[64:80]
+    (tmp_path / "moved.jsonl").write_text("".join(lines))
+    for i in range(16):
+        shutil.copy(tiny_data / f"val{i}.png", tmp_path)
+    (tmp_path / "val3.png").unlink()  # encoded and no longer needed
+    moved = config(tiny_data, tmp_path, manifest=str(tmp_path / "moved.jsonl"), **given)
+    assert encode(moved) == 0
+    with (tmp_path / "val5.png").open("ab") as file:
+        file.write(b"more")
+    said = r"moved\.jsonl:6: .*store has features under the key 'val5'.*another folder"
+    with pytest.raises(DataError, match=said):
+        encode(moved)
+
+
+def test_other_weights_in_the_same_place_do_not_continue_a_store(tiny_data, tmp_path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        tower = build(image_encoders, IMAGE)
+        save_file(tower.backbone.state_dict(), tmp_path / "model.safetensors")
+        image = {**IMAGE, "weights": str(tmp_path / "model.safetensors")}
+        path = config(tiny_data, tmp_path, splits=["val"], image=image)
+        if seed == 0:
+            assert encode(path) == 0
+    with pytest.raises(DataError, match=r"weights='sha256:.*another folder"):
+        encode(path)
 
 
 def same_store(one, other):
@@ -411,5 +448,5 @@ def test_an_untrained_tower_and_what_was_there_before_are_told(tiny_data, tmp_pa
 def test_the_difference_to_a_store_is_told_and_not_all_of_its_settings(tiny_data, tmp_path):
     assert encode(config(tiny_data, tmp_path, splits=["val"])) == 0
     other = {**IMAGE, "image_size": 64}
-    with pytest.raises(DataError, match=r"has encoder\.image\.image_size=32, not 64; choose"):
+    with pytest.raises(DataError, match=r"has encoder\.image\.image_size=32, not 64; .*choose"):
         encode(config(tiny_data, tmp_path, splits=["val"], image=other))

@@ -85,22 +85,54 @@ def test_two_processes_encode_captions_as_one(tiny_data, tmp_path, processes):
     close(FeatureStore(tmp_path / "store"), own(tiny_data, splits=["val"]))
 
 
+def test_captions_that_two_data_sets_share_are_encoded_once_by_two_processes(
+    tiny_data, tmp_path, processes
+):
+    data = [{"name": "manifest", "path": str(tiny_data / "tiny.jsonl"), "split": "val"}]
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "more.jsonl").write_text("".join(lines[64:67] + lines[80:85]))
+    for split in ("val", "test"):
+        data.append({"name": "manifest", "path": str(tmp_path / "more.jsonl"), "split": split})
+    path = config(tiny_data, tmp_path, manifest=None, data=data)
+    assert processes.run(2, encode_in_pool, path) == [0, 0]
+    expected = own(tiny_data, splits=["val", "test"])
+    store = FeatureStore(tmp_path / "store")
+    assert len(store) == 32 + 10
+    close(store, {key: expected[key] for key in store.keys()})  # noqa: SIM118
+
+
+def test_another_text_under_an_id_of_the_store_is_refused(tiny_data, tmp_path):
+    encode(config(tiny_data, tmp_path, splits=["val"]))
+    lines = (tiny_data / "tiny.jsonl").read_text().splitlines()
+    item = json.loads(lines[70])
+    item["captions"][1]["text"] += " indeed"
+    (tmp_path / "new.jsonl").write_text(json.dumps(item) + "\n")
+    said = rf"caption '{item['captions'][1]['id']}': .*store has features .*another folder"
+    with pytest.raises(DataError, match=said):
+        encode(config(tiny_data, tmp_path, manifest=str(tmp_path / "new.jsonl"), splits=["val"]))
+
+
 def test_an_interrupted_run_goes_on_after_its_last_shard(tiny_data, tmp_path, monkeypatch):
     path = config(tiny_data, tmp_path)
     add, added = FeatureWriter.add, []
 
-    def counted(writer, key, value):
+    def counted(writer, key, value, **about):
         if len(added) == 55:
             raise KeyboardInterrupt
         added.append(key)
-        add(writer, key, value)
+        add(writer, key, value, **about)
 
     with monkeypatch.context() as patch:
         patch.setattr(FeatureWriter, "add", counted)
         with pytest.raises(KeyboardInterrupt):
             encode(path)
     first, added[:] = list(added), []
-    monkeypatch.setattr(FeatureWriter, "add", lambda w, k, v: (added.append(k), add(w, k, v))[1])
+
+    def again(writer, key, value, **about):
+        added.append(key)
+        add(writer, key, value, **about)
+
+    monkeypatch.setattr(FeatureWriter, "add", again)
     assert encode(path) == 0
     assert len(added) == 192 - 40
     assert not set(first[:40]) & set(added)

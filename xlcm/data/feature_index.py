@@ -41,6 +41,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def shard_sources(file: Path) -> dict[str, int]:
+    """Return what `FeatureWriter.add` was told of the sources behind a shard's keys, 0 if nothing.
+
+    Raises:
+        DataError: if it can't be read.
+    """
+    keys = shard_keys(file)
+    with safe_open(file, framework="np") as shard:
+        there = "sources" in shard.keys()  # noqa: SIM118
+        told = shard.get_tensor("sources").tolist() if there else [0] * len(keys)
+    return dict(zip(keys, told))
+
+
 def shard_keys(file: Path) -> list[str]:
     """Return the keys of a shard, in order.
 

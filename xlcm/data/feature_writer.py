@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xlcm.data.feature_index import INDEX, VERSION, Kind, read_index, sha256_of, shard_keys
+from xlcm.data.feature_index import INDEX, VERSION, Kind, read_index, sha256_of, shard_sources
 from xlcm.data.manifest import DataError
 from xlcm.files import readable_like
 
@@ -31,6 +32,12 @@ def _differences(name: str, there: Any, wanted: Any) -> Iterator[str]:
     for key in [*there, *(key for key in wanted if key not in there)]:
         if there.get(key) != wanted.get(key):
             yield from _differences(f"{name}.{key}", there.get(key), wanted.get(key))
+
+
+def source_of(*about: object) -> int:
+    """Return a number for what features were made of, the same for the same words and numbers."""
+    digest = hashlib.sha256(json.dumps(about).encode()).digest()
+    return int.from_bytes(digest[:7], "big") + 1  # fits int64, and is never 0
 
 
 class FeatureWriter:
@@ -82,7 +89,7 @@ class FeatureWriter:
         }  # fmt: skip
         if boxes:
             self._index["boxes"] = True
-        self._keys: dict[str, None] = {}
+        self._keys: dict[str, int] = {}  # with the source behind each
         self._waiting: list[tuple[str, Tensor]] = []
         self._boxes: list[Tensor] = []
         if (self.folder / INDEX).is_file():
@@ -100,7 +107,7 @@ class FeatureWriter:
                 )
         self._index = {**found, "complete": False}
         for shard in found["shards"]:
-            self._keys.update(dict.fromkeys(shard_keys(self.folder / shard["file"])))
+            self._keys.update(shard_sources(self.folder / shard["file"]))
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -111,13 +118,31 @@ class FeatureWriter:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, key: str, value: Tensor, boxes: Tensor | None = None) -> None:
+    def refuse_other(self, key: str, source: int, where: str) -> None:
+        """See that features which are there are of the same source, as far as both are known.
+
+        Args:
+            key: of features that are there.
+            source: as for `add`.
+            where: names the item, for the message.
+
+        Raises:
+            DataError: if they are of another one.
+        """
+        if source and self._keys[key] and source != self._keys[key]:
+            raise DataError(
+                f"{where}: {self.folder} has features under the key {key!r} already, and they are "
+                "of something else: encode into another folder, or delete this one"
+            )
+
+    def add(self, key: str, value: Tensor, boxes: Tensor | None = None, *, source: int = 0) -> None:
         """Add the features of one item.
 
         Args:
             key: unique, at most 512 bytes in UTF-8, without control characters.
             value: `(dim,)`, `(T, dim)` or `(views, dim)`, as the kind says; finite.
             boxes: `(T, 4)`, corners as shares of the picture, if this store has boxes.
+            source: `source_of` what the features are of, for `refuse_other`; 0: not known.
 
         Raises:
             DataError: for a bad or known key, another shape, NaN or infinity (also where float16
@@ -146,7 +171,7 @@ class FeatureWriter:
             given = None if boxes is None else tuple(boxes.shape)
             needed = f"({len(value)}, 4)" if "boxes" in self._index else None
             raise DataError(f"{self.folder}: boxes of {key!r} must be {needed}, got {given}")
-        self._keys[key] = None
+        self._keys[key] = source
         self._waiting.append((key, stored))
         if boxes is not None:
             self._boxes.append(boxes.detach().to("cpu", torch.float32, copy=True))
@@ -160,6 +185,9 @@ class FeatureWriter:
         keys = "\n".join(key for key, _ in self._waiting).encode()
         values = [value for _, value in self._waiting]
         tensors = {"keys": torch.from_numpy(np.frombuffer(keys, dtype=np.uint8).copy())}
+        sources = [self._keys[key] for key, _ in self._waiting]
+        if any(sources):
+            tensors["sources"] = torch.tensor(sources)
         if self._index["kind"] == "tokens":
             ends = np.cumsum([len(value) for value in values])
             tensors["starts"] = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int64))

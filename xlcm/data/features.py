@@ -4,7 +4,8 @@ A store is a folder:
 
     index.json               kind, dim, dtype, shards with their sizes and SHA-256, who made it
     shard-00000.safetensors  `values`, with `keys` and `starts`: each shard stands for itself;
-                             `boxes` of regions, if there are any
+                             `boxes` of regions, and `sources`, digests of what each item was
+                             made of, if there are any
     keys.npy, rows.npy       the sorted keys and where each one lies; opened by memory map
 """
 

@@ -22,7 +22,7 @@ from xlcm.config import ConfigError, build
 from xlcm.data.dataset import Dataset, ManifestDataset, feature_key, picture
 from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
-from xlcm.data.features import FeatureWriter
+from xlcm.data.feature_writer import FeatureWriter, source_of
 from xlcm.data.manifest import DataError, lines, parse_item, read_manifest
 from xlcm.data.progress import Progress
 from xlcm.data.video import Frames
@@ -43,10 +43,11 @@ def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
         ConfigError: if a saved model can't be opened, or reads no pictures itself.
         FileNotFoundError: naming the file of the model, or the weights, that are missing.
     """
+    # files may move, and other weights may come to lie in their place: only the weights tell
     if config.image is not None:
         encoder: ImageEncoder = build(image_encoders, config.image)
         encoder.load_weights()
-        return encoder, {"image": encoder.spec(), "weights": config.image.get("weights")}
+        return encoder, {"image": encoder.spec(), "weights": weights_digest(encoder)}
     encoder = open_model(config).image
     if encoder.reads_features:
         raise ConfigError(
@@ -54,7 +55,6 @@ def open_tower(config: EncodeConfig) -> tuple[ImageEncoder, dict[str, Any]]:
             f"{encoder.feature_width} and no pictures: name the model or the `image` encoder that "
             "made those"
         )
-    # the folder may move, and another training may come to lie in it: only the weights tell
     return encoder, {"image": encoder.spec(), "weights": weights_digest(encoder)}
 
 
@@ -162,7 +162,7 @@ class Filling:
 
         Raises:
             DataError: at a picture that can't be read, or if more can't than may be skipped; if
-                another item has another picture under the same key.
+                another item has another picture under the same key, here or in the store.
         """
         skipped: list[Fault] = []
         keys: dict[int, str] = {}
@@ -175,7 +175,12 @@ class Filling:
                 skipped.append(skip(self.config, dataset, index, error))
                 continue
             keys[index] = feature_key(item)
-            if not known and keys[index] not in self.writer:
+            if known:
+                continue
+            if keys[index] in self.writer:
+                where = item.where or dataset.name
+                self.writer.refuse_other(keys[index], self._source(dataset, item), where)
+            else:
                 todo.append(index)
         stop_beyond(self.config, dataset, skipped)
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
@@ -206,7 +211,8 @@ class Filling:
                 if self.accelerator.is_main_process:
                     for index, row in zip(block, rows):
                         if index not in bad:
-                            self.writer.add(keys[index], row)
+                            source = self._source(dataset, dataset[index])
+                            self.writer.add(keys[index], row, source=source)
                 done += len(block)
                 told.advance(len(block))
         self.skipped += skipped
@@ -231,6 +237,15 @@ class Filling:
                 kind="duplicate_key",
             )
         return True
+
+    def _source(self, dataset: Dataset, item: Item) -> int:
+        """Return what tells a file from another, its size, as it may move; 0 if there is none."""
+        file = item.image if self.config.frames is None else item.video
+        if not isinstance(dataset, ManifestDataset) or file is None:
+            return 0
+        with contextlib.suppress(OSError):  # it may be gone, once it is encoded
+            return source_of((dataset.image_root / file).stat().st_size, item.segment)
+        return 0
 
     def _file(self, item: Item) -> str | None:
         return item.image if self.config.frames is None else item.clip

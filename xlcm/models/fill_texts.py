@@ -15,7 +15,7 @@ from xlcm.config import ConfigError, build
 from xlcm.data.dataset import Dataset
 from xlcm.data.encode_settings import EncodeConfig
 from xlcm.data.faults import Fault
-from xlcm.data.features import FeatureWriter
+from xlcm.data.feature_writer import FeatureWriter, source_of
 from xlcm.data.manifest import DataError
 from xlcm.data.progress import Progress
 from xlcm.encoders.base import TextEncoder, masked
@@ -74,9 +74,15 @@ class TextFilling:
 
         Raises:
             DataError: at a line that is no item, or if an id has two texts; where such are
-                skipped, if they are more than may be.
+                skipped, if they are more than may be; if the store has another text under an id.
         """
-        new = {c.id: c for c in self._captions(dataset) if c.id not in self.writer}
+        new = {}
+        for caption in self._captions(dataset):
+            if caption.id in self.writer:
+                where = f"{dataset.name}: caption {caption.id!r}"
+                self.writer.refuse_other(caption.id, _source(caption), where)
+            else:
+                new[caption.id] = caption
         todo = list(new.values())
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
         show = self.accelerator.is_main_process
@@ -87,10 +93,11 @@ class TextFilling:
                     self.cut += cut
                     if self.accelerator.is_main_process:
                         for key, row in zip(ids, rows):
-                            self.writer.add(key, row)
+                            self.writer.add(key, row, source=_source(new[key]))
                     told.advance(len(ids))
 
     def _captions(self, dataset: Dataset) -> Iterator[Caption]:
+        """Yield each caption once in all datasets: only the first process's store has the ids."""
         skipped: list[Fault] = []
         for index in range(len(dataset)):
             try:
@@ -102,8 +109,10 @@ class TextFilling:
                 if self.config.langs is not None and caption.lang not in self.config.langs:
                     continue
                 said = hash((caption.lang, caption.text))
-                if self.seen.setdefault(caption.id, said) == said:
+                if caption.id not in self.seen:
+                    self.seen[caption.id] = said
                     yield caption
+                if self.seen[caption.id] == said:
                     continue
                 other = DataError(f"{item.where or dataset.name}: caption id {caption.id!r} has "
                                   "another text than before: encode them into folders of their "
@@ -144,3 +153,7 @@ class TextFilling:
         mask = masked(tokens, None if encoded.mask is None else encoded.mask.cpu())
         # a caption without a token would be a row of nothing
         return [row[real] if bool(real.any()) else row[:1] for row, real in zip(tokens, mask)]
+
+
+def _source(caption: Caption) -> int:
+    return source_of(caption.lang, caption.text)
