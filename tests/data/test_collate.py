@@ -178,6 +178,16 @@ def test_a_row_depends_on_seed_epoch_item_and_slot_and_not_on_its_neighbours():
     assert len(pixels) == 6
 
 
+def test_a_row_that_has_nothing_to_draw_makes_no_generator(monkeypatch):
+    made = []
+    real = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda key: made.append(key) or real(key))
+    collator(slot_view="source")(rows(1, 2))
+    assert made == []
+    collator(augment=AUGMENT, slot_view="source", seed=9)(rows(1, 2))
+    assert made == [[9, 0, 1, 0], [9, 0, 2, 0]]
+
+
 def test_without_augmentation_pictures_are_the_same_in_each_epoch():
     plain = collator(augment=Augment())
     assert plain.augment is None

@@ -6,7 +6,8 @@ import atexit
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -108,7 +109,8 @@ class Collator:
 
     def _random(self, row: Row) -> np.random.Generator:
         again = [row.repeat] if row.repeat else []
-        return np.random.default_rng([self.seed, row.epoch, row.item, row.slot, *again])
+        key = [self.seed, row.epoch, row.item, row.slot, *again]
+        return cast(np.random.Generator, _Draws(key))
 
     def _tokens(self, drawn: list[dict[str, Caption]], view: str, tokenise: Tokenise) -> TextBatch:
         absent = Caption("", self.views.views[view].langs[0], "")
@@ -184,6 +186,20 @@ def stack_visuals(features: Sequence[Tensor], items: Sequence[Item] = ()) -> Vis
         padded[row, : len(feature)] = feature
         mask[row, : len(feature)] = True
     return Visual(features=padded, mask=mask)
+
+
+class _Draws:
+    """A row's own generator, made at its first draw: to make one costs more than to draw."""
+
+    def __init__(self, key: list[int]) -> None:
+        self._key = key
+
+    @cached_property
+    def _made(self) -> np.random.Generator:
+        return np.random.default_rng(self._key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
 
 
 class _Fetch(TorchDataset):

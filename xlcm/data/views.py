@@ -241,6 +241,8 @@ class Views:
             odds = np.array([self.odds[name][lang] for lang in langs])
             lang = langs[int(random.choice(len(langs), p=odds / odds.sum()))]
             captions = [caption for caption in captions if caption.lang == lang]
+        if len(captions) == 1:  # a generator draws nothing of one, and need not even be made
+            return captions[0]
         return captions[int(random.integers(len(captions)))]
 
     def lacks(self, item: Item) -> str:
