@@ -4,10 +4,11 @@ import pytest
 import small_models
 import tiny
 import yaml
+from safetensors.torch import save_file
 
 from xlcm.config import ConfigError, build, check, load, merge
 from xlcm.data.manifest import DataError
-from xlcm.registry import methods
+from xlcm.registry import image_encoders, methods, text_encoders
 from xlcm.training.continued import MAY_CHANGE
 from xlcm.training.settings import TrainConfig
 from xlcm.training.setup import start
@@ -161,3 +162,31 @@ def test_what_a_config_says_of_pieces_is_what_the_built_method_says(name, option
     config = {"name": name, **options}
     built = build(methods, config, small_models.model(small_models.refined()))
     assert methods.get(name).cacheable_with(config) is built.cacheable
+
+
+def test_layers_that_are_frozen_as_they_were_drawn_are_told(tiny_data, tmp_path, capsys):
+    said = "model.image: `freeze` keeps layers as they were drawn at random"
+    tower = tiny.pictures(tiny_data)["model"]["image"]
+    save_file(build(image_encoders, tower).backbone.state_dict(), tmp_path / "model.safetensors")
+    for name, changed, told in (
+        ("trained", {}, False),
+        ("all", {"freeze": "all"}, True),
+        ("some", {"freeze": {"keep_last": 1}}, True),
+        ("pretrained", {"freeze": "all", "weights": str(tmp_path)}, False),
+    ):
+        model = merge(tiny.pictures(tiny_data)["model"], {"image": changed})
+        config = tiny.tree(tiny_data, tmp_path / name, model=model, run={"steps": 1})
+        tiny.train(config)
+        assert (said in capsys.readouterr().out) is told, name
+
+
+def test_a_frozen_tower_inside_another_is_told_as_well(tiny_data):
+    tokenizer = tiny.tree(tiny_data, tiny_data)["model"]["text"]["tokenizer"]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    inner = {
+        "name": "hf", "weights": None, "tokenizer": tokenizer,
+        "architecture": {"model_type": "bert", "num_attention_heads": 2, **sizes},
+    }  # fmt: skip
+    for changed, told in (({}, False), ({"freeze": "all"}, True)):
+        spec = {"name": "refined", "width": 16, "heads": 2, "encoder": {**inner, **changed}}
+        assert build(text_encoders, spec).frozen_at_random() is told

@@ -81,6 +81,10 @@ class Tower(nn.Module):
         self._frozen = tuple(frozen)
         self.train(self.training)
 
+    def frozen_at_random(self) -> bool:
+        """Return whether layers are frozen though the option `weights` names none for them."""
+        return bool(self._frozen) and getattr(self, "weights", "") is None
+
     @property
     def frozen(self) -> bool:
         """Whether nothing of the tower is trained."""

@@ -103,6 +103,7 @@ class HFTextEncoder(TextEncoder):
             "backbone": backbone, "weights": weights, "revision": revision, "output": output,
             "dropout": dropout, "gradient_checkpointing": gradient_checkpointing,
         }  # fmt: skip
+        self.weights = weights
         self._freeze_spec = freeze
         self.freeze(freeze)
 

@@ -185,6 +185,11 @@ class RefinedTextEncoder(TextEncoder):
         """Load the inner tower's pretrained weights, if its config names any."""
         self.encoder.load_weights()
 
+    def frozen_at_random(self) -> bool:
+        """Return whether the inner tower's layers are, whichever option froze them."""
+        frozen = bool(self._frozen or self.encoder._frozen)
+        return frozen and getattr(self.encoder, "weights", "") is None
+
     def freeze(self, how: Freeze | dict[str, int]) -> None:
         """Stop training of layers, on top of those that the inner tower's `freeze` stopped."""
         super().freeze(how)

@@ -154,6 +154,12 @@ def build_method(accelerator: Accelerator, config: TrainConfig, rows: Rows) -> M
         broadcast_object_list(spec)
     model = build(models, spec[0])
     model.load_weights()
+    for side in ("image", "text"):
+        if getattr(model, side).frozen_at_random():
+            accelerator.print(
+                f"model.{side}: `freeze` keeps layers as they were drawn at random, since no "
+                "`weights` are named: name some, or set freeze: none"
+            )
     method: Method = build(methods, config.method, model)
     missing = [view for view in method.views if view not in config.data.views]
     if missing:
