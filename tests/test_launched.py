@@ -70,7 +70,7 @@ def test_a_fault_that_several_processes_have_is_told_by_the_first(second, monkey
         RuntimeError(
             "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed"
         ),
-        dist.DistBackendError("NCCL error: remote process exited"),
+        dist.DistBackendError("NCCL error\nLast error:\nDuplicate GPU detected"),
         dist.DistNetworkError("The client socket has timed out"),
     ],
 )

@@ -84,7 +84,7 @@ def is_told(error: Exception, recipe: str) -> bool:
     if _of_the_others(error):
         print(
             f"{recipe}: {_me()} can't reach the others any more; if one of them has failed, its "
-            f"own message says why ({said.splitlines()[0]})",
+            f"own message says why ({said})",  # whole: NCCL has the reason in its last line
             file=sys.stderr,
             flush=True,
         )
