@@ -157,6 +157,9 @@ def test_what_another_teacher_or_of_other_data_was_said_is_not_taken(
     other = Teacher(str(saved))
     next(other.model.parameters()).data.view(-1)[0] += 1
     assert asks(other)
+    shorter = Teacher(str(saved))
+    shorter.model.text.tokenizer.max_tokens = 5
+    assert asks(shorter), "the same weights, but captions are cut"
     assert asks(Teacher(str(saved)), images=False)
     fewer = replace(rows, dataset=Subset(rows.dataset, list(range(63))))
     assert asks(Teacher(str(saved)), of=fewer)

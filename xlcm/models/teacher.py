@@ -126,7 +126,8 @@ class Teacher:
             batch_size: images at once; captions are batched by their tokens.
             workers: processes that read images, for each training process.
             folder: where the embeddings are kept; there they are read, if they are those of the
-                same weights, captions and items (pictures and features are not compared).
+                same weights and config, captions and items (pictures and features are not
+                compared).
 
         Raises:
             ValueError: if the teacher would cut more than a tenth of the captions.
@@ -165,7 +166,8 @@ class Teacher:
             self.to(torch.device("cpu"))  # it has said all that it will be asked
 
     def _identity(self, about: list[list[str] | None]) -> str:
-        digest = hashlib.sha256(json.dumps([FORMAT, repr(self.model.image.transform)]).encode())
+        made_by = [FORMAT, self.model.config, repr(self.model.image.transform)]
+        digest = hashlib.sha256(json.dumps(made_by).encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
