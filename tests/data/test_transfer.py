@@ -116,6 +116,7 @@ def test_a_run_that_copies_ahead_has_the_batches_and_the_place_of_one_that_does_
     tiny_data, tmp_path, workers
 ):
     config = check(TrainConfig, tiny.tree(tiny_data, tmp_path, data={"workers": workers}))
+    tiny.forget_processes()
     accelerator = setup.start(config)
     rows = setup.open_data(accelerator, config).rows
     method = setup.build_method(accelerator, config, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -51,7 +52,11 @@ class Copies:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.module: Any = torch.get_device_module(device)
-        self.stream = self.module.Stream(device)
+
+    @cached_property
+    def stream(self) -> Any:
+        """Made with the first batch."""
+        return self.module.Stream(self.device)
 
     def send(self, batch: Any) -> tuple[Any, Any]:
         """Begin the copy; return the batch on the device, and what tells when it is whole."""
