@@ -13,6 +13,7 @@ import sys
 from functools import partial
 
 from xlcm.cli import recipe
+from xlcm.training.launch import refuse_later
 from xlcm.training.loop import announce, fit
 from xlcm.training.settings import TrainConfig
 from xlcm.training.setup import build_loader, build_method, finish, open_data, start, validate
@@ -22,6 +23,7 @@ from xlcm.training.stages import is_done, mark_done, read_stages
 def main(path: str, *overrides: str) -> int:
     """Run one config; return the exit code."""
     *earlier, last = read_stages(path, overrides)
+    refuse_later(earlier, last)
     for stage in earlier:
         if is_done(stage):
             if os.environ.get("RANK", "0") == "0":  # accelerate is not asked before it is set up

@@ -203,3 +203,22 @@ def test_a_stage_that_is_done_may_not_be_asked_for_other_results(done):
             is_done(lay_out(config, [changed])[0])
     assert is_done(lay_out(config, ["run.log_every=1", "data.workers=3"])[0])
     assert not is_done(lay_out(config, ["run.resume=never"])[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"run": {"micro_batch": 17}}, r"run\.micro_batch=17, but a process has only 16 rows"),
+        ({"run": {"micro_batch": 4}, "method": {"name": "cl2cm", "word_score": 1.0}},
+         r"method\.word_score to 0"),
+    ],
+)  # fmt: skip
+def test_what_a_later_stage_can_not_do_is_said_before_the_first_one_trains(
+    tree, tmp_path, changed, said
+):
+    tree["stages"][1] = {"name": "second", **changed}
+    path = tiny.write_config(tree, tmp_path / "config.yaml")
+    tiny.forget_processes()
+    with pytest.raises(ConfigError, match=rf"stage in {tmp_path}/run: .*{said}"):
+        tiny.recipe("train.py").main(str(path))
+    assert not (tmp_path / "run").exists()

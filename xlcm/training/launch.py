@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
@@ -48,6 +49,19 @@ def open_processes(config: TrainConfig) -> Accelerator:
             stacklevel=3,  # who called `start`
         )
     return accelerator
+
+
+def refuse_later(earlier: Sequence[TrainConfig], last: TrainConfig) -> None:
+    """See, before the first of several stages trains, that the processes can do all of them.
+
+    Raises:
+        ConfigError: as `open_processes`, naming the stage's folder.
+    """
+    for config in [*earlier, last] if earlier else ():
+        try:
+            open_processes(config)
+        except ConfigError as error:
+            raise ConfigError(f"stage in {config.run.output}: {error}") from error
 
 
 def _accelerator(run: RunConfig) -> Accelerator:
