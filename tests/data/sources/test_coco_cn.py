@@ -43,6 +43,12 @@ def test_the_extension_is_training_data(tmp_path):
     assert texts(items[TRAIN], "zh") == ["一只猫", "两只猫"]
 
 
+def test_the_extension_alone_is_said_to_be_readable(tmp_path):
+    folders.extension(tmp_path / "cn")
+    with pytest.raises(DataError, match=r"icap2020.txt is here: `--part icap2020` reads it"):
+        imported(source, tmp_path / "cn")
+
+
 def test_a_picture_of_both_parts_is_refused(root):
     folders.extension(root)
     with pytest.raises(DataError, match=f"{TRAIN}.* was written before"):

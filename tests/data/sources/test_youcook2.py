@@ -38,6 +38,17 @@ def test_clips_of_one_video_are_no_pictures_that_come_twice(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 items of train are clips of 1 videos" in said
     assert "show a picture that the split holds already" not in said
+    converted(tmp_path / "c", "val", *({"id": f"zz@{n}", "captions": {}} for n in range(3)))
+    command("youcook2", tmp_path / "c")
+    assert "3 items of val are clips of 1 videos" in capsys.readouterr().out
+
+
+def test_segments_that_differ_by_a_hundredth_are_two(tmp_path):
+    rows = [{"segment": [1000.01, 1000.5 + n / 100], "sentence": "stir"} for n in range(2)]
+    put(tmp_path / "youcookii_annotations_trainval.json",
+        {"database": {"v": {"subset": "training", "annotations": rows}}})  # fmt: skip
+    assert command("youcook2", tmp_path) == 1
+    assert list(items(tmp_path)) == ["v@1000.01-1000.5", "v@1000.01-1000.51"]
 
 
 def test_each_segment_of_a_whole_video_has_frames_of_its_own(tmp_path):

@@ -74,6 +74,9 @@ def plan(
     skipped = Skipped()
     old, new = part in ("1805", "both"), part in ("icap2020", "both")
     extension = next((p for p in (EXTENSION, f"data/{EXTENSION}") if find_all(root, p)), EXTENSION)
+    here = "" if new or not find_all(root, extension) else (
+        f"{extension} is here: `--part icap2020` reads it, `--part both` adds it. "
+    )  # fmt: skip
 
     def items() -> Iterator[Item]:
         index = PictureIndex(images)
@@ -99,7 +102,8 @@ def plan(
         name="coco-cn",
         title={"1805": "COCO-CN, version 2018-05", "icap2020": "COCO-CN, extension of 2020",
                "both": "COCO-CN, version 2018-05 and extension"}[part],
-        get="Version 2018-05 is given out on request, https://github.com/li-xirong/coco-cn; the "
+        get=here + "Version 2018-05 is given out on request, "
+        "https://github.com/li-xirong/coco-cn; the "
         f"extension is data/{EXTENSION} there. Pictures: train2014.zip and val2014.zip of "
         "https://cocodataset.org/#download.",
         terms="Version 2018-05: as its owners write to you, research; extension: MIT repository; "

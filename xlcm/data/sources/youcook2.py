@@ -109,7 +109,7 @@ def read_database(path: Path, skipped: Skipped) -> Iterator[Item]:
         seen: set[str] = set()
         for n, segment in enumerate(segments):
             start, end, text = _segment(segment, f"{where}: segment {n}")
-            identity = f"{video}@{start:g}-{end:g}"
+            identity = f"{video}@{start:.10g}-{end:.10g}"
             if identity in seen:
                 skipped.add(f"{where}: segment {n}", "segments at the same times as another")
                 continue
