@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import tiny
@@ -15,6 +18,7 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from xlcm import launched
+from xlcm.data.transfer import ahead
 
 FAILING = tiny.REPOSITORY / "tests" / "launched_faults.py"
 SAID = "run.something: no such thing"
@@ -87,6 +91,42 @@ def test_a_process_alone_tells_its_fault_itself(second, monkeypatch, capsys):
     assert not launched.is_told(RuntimeError("gloo/transport"), "train.py")
     assert capsys.readouterr() == ("", "")
     assert not second.exists()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Whatever lasts takes long; returns what is said of it, and what is set when it is said."""
+    said, once = [], threading.Event()
+    monkeypatch.setattr(launched, "LONG_S", 0.01)
+    monkeypatch.setattr(launched, "_say", lambda line: (said.append(line), once.set()))
+    return said, once
+
+
+def test_a_process_says_where_it_waits_if_a_step_lasts_long(second, told):
+    said, once = told
+    with launched.watched() as at:
+        at("step 7")
+        next(ahead([1], lambda batch: once.wait(60), lambda sent: sent))
+    assert once.is_set()
+    line = r"process 1 of 2: step 7 has lasted \d+ minutes, at .*transfer\.py:\d+ \(ahead\)"
+    assert re.fullmatch(line, said[0])
+
+
+def test_training_says_what_it_is_at(tiny_data, tmp_path, monkeypatch):
+    at = []
+    monkeypatch.setattr("xlcm.training.loop.watched", lambda: nullcontext(at.append))
+    config = tiny.tree(tiny_data, tmp_path, run={"steps": 2, "eval_every": 2})
+    tiny.train(config, evaluate=lambda model: tiny.report(1.0))
+    later = ["the validation after step 2", "the checkpoint after step 2"]
+    assert at == ["step 1", "step 2", *later]
+
+
+def test_a_process_alone_waits_for_none(second, told, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    threads = threading.active_count()
+    with launched.watched() as at:
+        at("step 7")
+        assert threading.active_count() == threads
 
 
 def test_every_recipe_that_opens_processes_is_patient():

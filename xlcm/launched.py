@@ -15,6 +15,8 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ torch's own 10 minutes on GPUs are over while the first process still looks thro
 
 POLL_S = 1.0  # how often a process looks whether its launcher is there
 GRACE_S = 30.0  # for a step and a checkpoint, as torch's launcher gives
+LONG_S = 600.0  # for a step or a validation: then each process says where it is
 ECHO_S = 3.0  # the launcher's summary blames whoever ended first
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # one a process; the launcher reads it
@@ -61,12 +64,54 @@ def end_with_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(POLL_S)
-    with contextlib.suppress(OSError):  # its end of the pipe may be gone too
-        said = f"{_me()}: the launcher (process id {launcher}) is gone; stopping"
-        print(said, file=sys.stderr, flush=True)
+    _say(f"{_me()}: the launcher (process id {launcher}) is gone; stopping")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os._exit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Callable[[str], None]]:
+    """Yield `at(what)`, to be told what begins; what lasts 10 minutes is said, with the line.
+
+    Each process says it, again every 10 minutes: where one waits in another line than the others,
+    as for data, it is the one that they wait for. Alone, a process waits for none and is silent.
+    """
+    began = [("", time.monotonic())]
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield lambda what: None
+        return
+    over, thread = threading.Event(), threading.get_ident()
+
+    def look() -> None:
+        said: tuple[float, int] = (0.0, 0)
+        while not over.wait(min(POLL_S, LONG_S)):
+            what, since = began[0]
+            now = (since, int((time.monotonic() - since) / LONG_S))
+            if now[1] and now != said:
+                said = now
+                minutes = now[1] * LONG_S / 60
+                _say(f"{_me()}: {what} has lasted {minutes:.0f} minutes, at {_line_of(thread)}")
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield lambda what: began.__setitem__(0, (what, time.monotonic()))
+    finally:
+        over.set()
+
+
+def _line_of(thread: int) -> str:
+    """Return `file:line (function)`, of this library's code the innermost."""
+    stack = traceback.extract_stack(sys._current_frames()[thread])
+    package = str(Path(__file__).parent)
+    own = [frame for frame in stack if frame.filename.startswith(package)]
+    frame = (own or stack)[-1]
+    return f"{frame.filename}:{frame.lineno} ({frame.name})"
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # its end of the pipe may be gone
+        print(line, file=sys.stderr, flush=True)
 
 
 def is_told(error: Exception, recipe: str) -> bool:

@@ -24,6 +24,7 @@ from xlcm.batch_norm import joined_batch_norms
 from xlcm.data.collate import TrainLoader
 from xlcm.distributed import share_buffers, world
 from xlcm.evaluation.report import RetrievalReport
+from xlcm.launched import watched
 from xlcm.methods.base import Method
 from xlcm.pieces import Pieces, counts_of, cut, padding
 from xlcm.training import checkpoint
@@ -122,9 +123,10 @@ def fit(
         accelerator, output / "metrics.jsonl", progress.step, steps, run.log_every, rate
     )
 
-    with joined_batch_norms(plain), stop_signals() as asked_to_stop:
+    with joined_batch_norms(plain), stop_signals() as asked_to_stop, watched() as at_work:
         while progress.step < steps and not out_of_patience(progress, run):
             begin, waited = time.monotonic(), 0.0
+            at_work(f"step {progress.step + 1}")
             epoch = progress.step * run.accumulate / loader.batches_per_epoch
             plain.begin(epoch)
             factor = lr_factor(progress.step, steps, optim, progress.drops, math.floor(epoch))
@@ -210,6 +212,7 @@ def fit(
             stop_early = False
             if evaluate is not None and (step % eval_every == 0 or step == steps):
                 at = time.monotonic()
+                at_work(f"the validation after step {step}")
                 share_buffers(plain)
                 report = evaluate(whole_retriever(method, plain, shadow))
                 method.train()
@@ -225,6 +228,7 @@ def fit(
             # -- save --------------------------------------------------------------------------
             stopping = stop_early or stop_value > 0
             if step % save_every == 0 or step == steps or stopping:
+                at_work(f"the checkpoint after step {step}")
                 checkpoint.save(
                     accelerator, folder, step, method, optimizer, asdict(progress),
                     run.keep_checkpoints,
