@@ -199,6 +199,40 @@ def test_tables_of_keys_that_are_not_those_of_the_shards_are_found(tmp_path):
         assert "rows.npy differ from the keys in the shards" in fault
 
 
+@pytest.mark.parametrize("kept", [1000, 0])
+@pytest.mark.parametrize("damage", [lambda rows: rows[:-1], lambda rows: rows * 7, lambda r: -r])
+def test_damaged_tables_of_keys_are_named_and_never_a_wrong_row(
+    tmp_path, monkeypatch, kept, damage
+):
+    monkeypatch.setattr("xlcm.data.features.MEMORY_KEYS", kept)
+    fill(tmp_path, vectors(15, DIM))
+    np.save(tmp_path / "rows.npy", damage(np.load(tmp_path / "rows.npy")))
+    store = FeatureStore(tmp_path)
+    last = max(store.keys())
+    for read in (lambda: store[last], lambda: store.rows(["image 0", last])):
+        with pytest.raises(DataError, match=r"rows\.npy are damaged"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["keys.npy", "rows.npy"])
+def test_a_table_of_keys_without_a_whole_header_is_named(tmp_path, name):
+    fill(tmp_path, vectors(2, DIM))
+    whole = (tmp_path / name).read_bytes()
+    for damaged in (b"", whole[:58] + b"'" + whole[59:], whole[:70]):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(DataError, match="table of keys can't be read"):
+            FeatureStore(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["count", "items", "sha256"])
+def test_an_index_that_lacks_something_is_named(tmp_path, lost):
+    fill(tmp_path, vectors(2, DIM))
+    index = (tmp_path / "index.json").read_text()
+    (tmp_path / "index.json").write_text(index.replace(f'"{lost}"', '"x"'))
+    with pytest.raises(DataError, match=f"index.json: .*it has no {lost}"):
+        FeatureStore(tmp_path)
+
+
 def test_damage_is_found(tmp_path):
     fill(tmp_path, vectors(15, DIM))
     first, second = sorted(tmp_path.glob("shard-*"))

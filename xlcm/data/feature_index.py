@@ -14,6 +14,8 @@ from xlcm.registry import nearest
 
 Kind: TypeAlias = Literal["pooled", "tokens", "views"]
 VERSION = 1
+NEEDED = ("kind", "dim", "dtype", "views", "encoder", "count", "complete", "shards")
+NEEDED_OF_SHARDS = ("file", "items", "sha256")
 INDEX = "index.json"
 
 
@@ -34,10 +36,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         version = index["version"]
-    except (ValueError, KeyError, TypeError) as error:
+        lacking = {*NEEDED} - index.keys() if version == VERSION else set()
+        for shard in index["shards"] if version == VERSION and not lacking else ():
+            lacking |= {*NEEDED_OF_SHARDS} - shard.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not the index of a feature store: {error!r}") from error
     if version != VERSION:
         raise DataError(f"{file}: format version {version}; this xlcm reads version {VERSION}")
+    if lacking:
+        raise DataError(f"{file}: not the index of a feature store, or damaged: it has no "
+                        f"{', '.join(sorted(lacking))}")  # fmt: skip
     return index
 
 

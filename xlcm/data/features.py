@@ -62,6 +62,7 @@ class FeatureStore:
         self.encoder: dict[str, Any] = self.index["encoder"]
         self.has_boxes = bool(self.index.get("boxes"))
         self._ends = np.cumsum([shard["items"] for shard in self.index["shards"]], dtype=np.int64)
+        self._total = int(self._ends[-1]) if len(self._ends) else 0
         self._begins_listed: list[int] = [0, *self._ends[:-1].tolist()]
         self._open()
 
@@ -69,8 +70,10 @@ class FeatureStore:
         try:
             self._names = np.load(self.folder / "keys.npy", mmap_mode="r", allow_pickle=False)
             self._rows = np.load(self.folder / "rows.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder}: the table of keys can't be read: {error}") from error
+        # beside the usual ones, a damaged header leads to those of Python's parser
+        except Exception as error:
+            raise DataError(f"{self.folder}: the table of keys can't be read: {error}",
+                            kind="feature_unreadable") from error  # fmt: skip
         self._shards: dict[int, np.ndarray] = {}
         self._starts: dict[int, np.ndarray] = {}
         self._corners: dict[int, np.ndarray] = {}
@@ -193,14 +196,26 @@ class FeatureStore:
 
     def _rows_of(self, keys: Sequence[str]) -> np.ndarray:
         known = self._known()
+        rows: np.ndarray | None
         try:
             if known is not None:
-                return np.fromiter(map(known.__getitem__, keys), np.int64, len(keys))
-            rows = self._find_all(keys)
-        except KeyError:
+                rows = np.fromiter(map(known.__getitem__, keys), np.int64, len(keys))
+            else:
+                rows = self._find_all(keys)
+        except (KeyError, IndexError):
             rows = None
-        # one by one, to say which one is missing
-        return np.array([self._row(key) for key in keys]) if rows is None else rows
+        if rows is None:  # one by one, to say which one is missing
+            return np.array([self._row(key) for key in keys])
+        for row in (int(rows.min()), int(rows.max())):
+            if not 0 <= row < self._total:
+                self._check_tables(row)
+        return rows
+
+    def _check_tables(self, row: int = 0) -> None:
+        """Refuse tables of keys and rows that can't be of these shards."""
+        if len(self._names) != len(self._rows) or not 0 <= row < self._total:
+            raise DataError(f"{self.folder}: keys.npy and rows.npy are damaged, or those of "
+                            "another store", kind="feature_unreadable")  # fmt: skip
 
     def _find_all(self, keys: Sequence[str]) -> np.ndarray | None:
         """Return the rows of keys that are searched on disk; None if one may be missing."""
@@ -215,12 +230,18 @@ class FeatureStore:
 
     def _row(self, key: str) -> int:
         known = self._known()
-        row = self._find(key) if known is None else known.get(key)
+        try:
+            row = self._find(key) if known is None else known.get(key)
+        except IndexError:  # there are fewer rows than keys
+            row = None
         if row is None:
+            self._check_tables()
             raise DataError(
                 f"feature store {self.folder} has no key {key!r}{self._alike(key)}",
                 kind="feature_missing",
             )
+        if not 0 <= row < self._total:
+            self._check_tables(row)
         return row
 
     def _place(self, key: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -541,3 +542,15 @@ def test_the_features_of_the_real_photographs_are_found_by_the_items_of_their_li
     lines = (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()
     named = [value for value in json.loads(lines[0]).values() if isinstance(value, str)]
     assert any(value in store for value in named)
+
+
+def test_whatever_byte_of_an_hdf5_file_is_damaged_it_is_a_fault_of_the_data(tmp_path):
+    path = hdf5(tmp_path, {f"k{n}": np.full(4, n, dtype=np.float32) for n in range(20)})
+    whole = path.read_bytes()
+    for at in (*range(200), *range(200, len(whole), 61)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
+        store = None  # or HDF5 would know the file from before
+        with suppress(DataError):  # and no other one
+            store = open_features(path)
+            for key in store.keys():  # noqa: SIM118
+                store[key]

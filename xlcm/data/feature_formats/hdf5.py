@@ -47,6 +47,16 @@ class HDF5Reader(FeatureReader):
         self.folder = path
         self._files = [path]
         self._file = None
+        try:
+            self._look(path, ids)
+        except (DataError, ImportError):
+            raise
+        except Exception as error:  # h5py has a dozen for what a damaged file may lead to
+            raise DataError(f"{path}: this HDF5 file is damaged: {error}; get it again",
+                            kind="feature_unreadable") from error  # fmt: skip
+
+    def _look(self, path: Path, ids: Path | None) -> None:
+        """Find out which layout it is."""
         root = self._root()
         names = list(root)
         if len(names) == 1 and hasattr(root[names[0]], "keys"):
