@@ -78,6 +78,14 @@ def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, mon
     assert added[6:] == added[4:6] + [f"0-{i}" for i in range(6, 9)]
 
 
+def test_long_checksums_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("xlcm.data.progress.FILE_S", 0.0)
+    np.save(tmp_path / "a.npy", np.zeros((3000, 256), np.float32))  # 2.9 MiB
+    (tmp_path / "a.txt").write_text("\n".join(map(str, range(3000))))
+    convert_features([tmp_path / "a.npy"], tmp_path / "store")
+    assert "checksums of what is converted: 3 of 4 MiB" in capsys.readouterr().err
+
+
 def test_a_changed_source_of_the_same_name_is_refused(tmp_path):
     path, out = source(tmp_path, "a.npz", values(4, 0)), tmp_path / "store"
     once = convert_features([path], out)

@@ -13,8 +13,9 @@ from xlcm.data.feature_formats import open_features
 from xlcm.data.feature_index import INDEX, read_index, sha256_of
 from xlcm.data.features import FeatureStore, FeatureWriter
 from xlcm.data.manifest import DataError
+from xlcm.data.progress import Progress
 
-Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+OnItems: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 def convert_features(
@@ -24,7 +25,7 @@ def convert_features(
     ids: Sequence[str | Path] = (),
     dtype: Literal["float32", "float16"] = "float16",
     shard_items: int = 8192,
-    progress: Progress | None = None,
+    progress: OnItems | None = None,
 ) -> FeatureStore:
     """Write all features of the sources into one store; return it, verified.
 
@@ -56,7 +57,7 @@ def convert_features(
                 raise DataError(f"{source.folder} has {name}={here!r}, {first.folder} {there!r}; "
                                 "put them into stores of their own")  # fmt: skip
     total = sum(map(len, sources))
-    made_of = [{"name": source.folder.name, "sha256": _digest(source)} for source in sources]
+    made_of = _made_of(sources)
     _refuse_changed(Path(output), made_of)
     writer = FeatureWriter(
         output,
@@ -76,13 +77,23 @@ def convert_features(
     return verified(output, total)
 
 
-def _digest(source: FeatureStore) -> str:
-    """Return one SHA-256 over the names and contents of all files that are read."""
-    digest = hashlib.sha256()
-    for shard in source.index["shards"]:
-        file = source.folder / shard["file"]
-        digest.update(f"{file.name} {shard.get('sha256') or sha256_of(file)}\n".encode())
-    return digest.hexdigest()
+def _made_of(sources: Sequence[FeatureStore]) -> list[dict[str, Any]]:
+    """Return the name of each source, and one SHA-256 over the names and contents of its files."""
+    files = [
+        [(source.folder / shard["file"], shard.get("sha256")) for shard in source.index["shards"]]
+        for source in sources
+    ]
+    unknown = (file for own in files for file, known in own if known is None)
+    size = sum(-(-file.stat().st_size // (1 << 20)) for file in unknown)
+    told = Progress(size, "checksums of what is converted", unit="MiB")
+    made = []
+    for source, own in zip(sources, files):
+        digest = hashlib.sha256()
+        for file, known in own:
+            digest.update(f"{file.name} {known or sha256_of(file, told.advance)}\n".encode())
+        made.append({"name": source.folder.name, "sha256": digest.hexdigest()})
+    told.close()
+    return made
 
 
 def _refuse_changed(output: Path, made_of: Sequence[dict[str, Any]]) -> None:

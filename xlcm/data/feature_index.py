@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -77,10 +78,16 @@ def shard_keys(file: Path) -> list[str]:
                         "encode again") from error  # fmt: skip
 
 
-def sha256_of(file: Path) -> str:
-    """Return the checksum of a file, in hexadecimal."""
+def sha256_of(file: Path, on_mib: Callable[[int], None] = lambda _: None) -> str:
+    """Return the checksum of a file, in hexadecimal.
+
+    Args:
+        file: of any size.
+        on_mib: called with 1 for each MiB, or what is left of one.
+    """
     digest = hashlib.sha256()
     with open(file, "rb") as opened:
         while block := opened.read(1 << 20):
             digest.update(block)
+            on_mib(1)
     return digest.hexdigest()
