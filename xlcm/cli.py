@@ -89,7 +89,7 @@ def recipe(run: Callable[..., int], schema: str, documentation: str | None) -> i
             return 2 if expected else 1
         if not expected:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{name}: {error}\n")  # at once: other processes write there too
         return 2
 
 

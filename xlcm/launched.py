@@ -111,7 +111,8 @@ def _line_of(thread: int) -> str:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # its end of the pipe may be gone
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(line + "\n")  # at once, or another process's line would come in between
+        sys.stderr.flush()
 
 
 def is_told(error: Exception, recipe: str) -> bool:
@@ -127,11 +128,9 @@ def is_told(error: Exception, recipe: str) -> bool:
         return False
     said = f"{type(error).__name__}: {error}"
     if _of_the_others(error):
-        print(
+        _say(
             f"{recipe}: {_me()} can't reach the others any more; if one of them has failed, its "
-            f"own message says why ({said})",  # whole: NCCL has the reason in its last line
-            file=sys.stderr,
-            flush=True,
+            f"own message says why ({said})"  # whole: NCCL has the reason in its last line
         )
         time.sleep(ECHO_S)
         return True
@@ -146,7 +145,7 @@ def is_told(error: Exception, recipe: str) -> bool:
         content = json.dumps({"message": {"message": said, "extraInfo": extra}})
         Path(file).write_text(content, encoding="utf-8")
     except FileExistsError:
-        print(f"{recipe}: {_me()} ended with the same fault", file=sys.stderr, flush=True)
+        _say(f"{recipe}: {_me()} ended with the same fault")
         return True
     except OSError:  # no summary then
         pass
