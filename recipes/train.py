@@ -23,7 +23,7 @@ from xlcm.training.stages import is_done, mark_done, read_stages
 def main(path: str, *overrides: str) -> int:
     """Run one config; return the exit code."""
     *earlier, last = read_stages(path, overrides)
-    refuse_later(earlier, last)
+    refuse_later([*(stage for stage in earlier if not is_done(stage)), last])
     for stage in earlier:
         if is_done(stage):
             if os.environ.get("RANK", "0") == "0":  # accelerate is not asked before it is set up

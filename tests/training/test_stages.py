@@ -222,3 +222,16 @@ def test_what_a_later_stage_can_not_do_is_said_before_the_first_one_trains(
     with pytest.raises(ConfigError, match=rf"stage in {tmp_path}/run: .*{said}"):
         tiny.recipe("train.py").main(str(path))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_is_done_may_be_one_that_these_processes_could_not_do(
+    tree, tmp_path, monkeypatch
+):
+    tree["stages"][0]["run"]["micro_batch"] = 17
+    path = tiny.write_config(tree, tmp_path / "config.yaml")
+    recipe, trained = tiny.recipe("train.py"), []
+    monkeypatch.setattr(recipe, "is_done", lambda config: config.run.name == "tiny-first")
+    monkeypatch.setattr(recipe, "train", lambda config: trained.append(config.run.name) or 0)
+    tiny.forget_processes()
+    assert recipe.main(str(path)) == 0
+    assert trained == ["tiny"]

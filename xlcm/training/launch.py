@@ -51,13 +51,16 @@ def open_processes(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def refuse_later(earlier: Sequence[TrainConfig], last: TrainConfig) -> None:
+def refuse_later(stages: Sequence[TrainConfig]) -> None:
     """See, before the first of several stages trains, that the processes can do all of them.
+
+    Args:
+        stages: those that are still to be done.
 
     Raises:
         ConfigError: as `open_processes`, naming the stage's folder.
     """
-    for config in [*earlier, last] if earlier else ():
+    for config in stages if len(stages) > 1 else ():
         try:
             open_processes(config)
         except ConfigError as error:
