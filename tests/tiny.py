@@ -28,6 +28,7 @@ from xlcm.encoders.tokenizer import SentencePieceTokenizer
 from xlcm.evaluation.evaluate import SplitResult
 from xlcm.evaluation.report import DirectionResult, RetrievalReport
 from xlcm.methods.base import Method
+from xlcm.registry import Registry
 from xlcm.training import setup
 from xlcm.training.loop import Trained, fit
 from xlcm.training.settings import TrainConfig
@@ -341,6 +342,11 @@ def command(script: str, *arguments: str, processes: int = 1) -> tuple[list[str]
         str(REPOSITORY / "recipes" / script),
         *arguments,
     ], environment
+
+
+def built_in(registry: Registry) -> set[str]:
+    """Return the names of the library's own parts: other tests enter parts of theirs."""
+    return {name for name in registry if registry.get(name).__module__.startswith("xlcm.")}
 
 
 def recipe(name: str) -> Any:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import pytest
+import tiny
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -45,6 +46,10 @@ LOSSES = {
 # Relative error of gradients and of the loss, in float32 (whose neighbours are up to 1.2e-7 apart)
 # and in float64.
 LIMITS = {False: (1e-6, 2.4e-7), True: (1e-13, 1e-13)}
+
+
+def test_no_loss_between_pairs_is_left_out():
+    assert {kind for kind, _ in LOSSES.values()} == {losses.get(n) for n in tiny.built_in(losses)}
 
 
 # -- the wrong ways, and a right one that costs more ---------------------------------------------

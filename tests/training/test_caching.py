@@ -112,6 +112,10 @@ def differ(one: dict, other: dict) -> float:
 # -- the same gradient ----------------------------------------------------------------------------
 
 
+def test_no_method_is_left_out_of_these_comparisons():
+    assert {spec["name"] for spec in SPECS.values()} == tiny.built_in(methods)
+
+
 @pytest.mark.parametrize("size", [5, 6])
 @pytest.mark.parametrize("name", SPECS)
 def test_cached_gradients_are_those_of_one_graph_with_dropout(accelerator, name, size):
