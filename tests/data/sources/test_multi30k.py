@@ -236,6 +236,16 @@ def test_a_picture_whose_captions_are_empty_is_kept_and_counted(load, root, caps
     assert report["splits"]["train"]["without_captions"] == 1
 
 
+def test_a_list_of_pictures_that_is_cut_off_within_a_name_is_refused(load, root):
+    path = root / "data/task1/image_splits/val.txt"
+    whole = path.read_bytes()
+    number = whole.count(b"\n")
+    for cut in (2, 3, 4, 5):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(DataError, match=rf"val.txt:{number}: expected an image name"):
+            load("--langs", "en", "de")
+
+
 def test_a_translation_of_an_empty_english_line_names_no_source(load, root):
     line_set(raw(root, "train.en"), 2, "")
     items = load("--langs", "de", "en")[1]

@@ -14,6 +14,8 @@ from xlcm.data.sources.base import Skipped
 from xlcm.data.sources.text_lines import find, read_lines
 from xlcm.types import Caption, Item
 
+ENDING = ".jpg"
+
 
 @dataclass(frozen=True)
 class Sentences:
@@ -64,7 +66,7 @@ def read_split(
     read = [(file, *_sentences(root, file, len(names), path)) for file in files]
     english = _english(root, split, image_list, files, len(names), path)
     for i, name in enumerate(names):
-        key = name.removesuffix(".jpg")
+        key = name[: -len(ENDING)]
         captions: list[Caption] = []
         written = set()
         for file, there, texts in read:
@@ -94,6 +96,9 @@ def _names(path: Path) -> list[str]:
         if not name:
             raise DataError(f"{path}:{number}: no image name on this line; sentences are matched "
                             "by line number, so get the file again")  # fmt: skip
+        if not name.lower().endswith(ENDING):
+            raise DataError(f"{path}:{number}: expected an image name such as 1234567890.jpg, got "
+                            f"{name[:60]!r}; if the file is cut off, get it again")  # fmt: skip
         names.append(name)
     return names
 
