@@ -34,7 +34,8 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of the fixed sections of a config: unknown keys are faults."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    # JSON, and so the config that a run keeps, has no infinity
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Part:
@@ -328,7 +329,7 @@ def signature_schema(part: type) -> type[BaseModel]:
         part.__name__,
         __config__=ConfigDict(
             extra="forbid", validate_default=True, arbitrary_types_allowed=True,
-            protected_namespaces=(),
+            protected_namespaces=(), allow_inf_nan=False,
         ),
         **options,
     )  # fmt: skip

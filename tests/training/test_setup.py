@@ -1,5 +1,7 @@
 """The folder of a run belongs to one config; what does not fit stops before any training."""
 
+import math
+
 import pytest
 import small_models
 import tiny
@@ -115,6 +117,9 @@ def test_a_config_stops_at_its_faults_before_anything_is_built(tiny_data, tmp_pa
         ({"optim": {"lr": -1}}, "'optim.lr'"),
         ({"run": {"epochs": 2}}, "either run.steps or run.epochs"),
         ({"model": {"text": {"name": "bog"}}}, "bog"),
+        ({"optim": {"lr": math.inf}}, r"'optim\.lr'.*finite"),
+        ({"model": {"max_scale": math.inf}}, r"'model\.max_scale'.*finite"),
+        ({"run": {"timeout_minutes": 1e12}}, r"'run\.timeout_minutes'.*525600"),
     ):
         with pytest.raises(ConfigError, match=said):
             start(check(TrainConfig, merge(good, changed)))

@@ -160,7 +160,7 @@ class RunConfig(Section):
     select: Literal["sum_r", "text_to_visual", "fused_text_to_visual"] = "sum_r"
     resume: Literal["auto", "never"] = "auto"
     max_nonfinite: Positive = 10
-    timeout_minutes: Annotated[float, Field(gt=0)] = 720
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 720
     trackers: list[Literal["tensorboard", "wandb"]] = []
 
     @model_validator(mode="after")
