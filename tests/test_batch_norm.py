@@ -264,6 +264,7 @@ def test_runs_on_two_processes_are_those_of_one_even_where_it_began_them(
         one, two = tiny.metrics(tmp_path / left), tiny.metrics(tmp_path / right)
         assert len(one) == steps
         for before, after in zip(one, two, strict=True):
+            del before["padding"]  # the first process pads to its own longest captions
             for key, value in before.items():
                 assert after[key] == pytest.approx(value, rel=limit), (left, before["step"], key)
     one, two = (tiny.weights(tmp_path / name, 8) for name in ("whole", "cut"))
