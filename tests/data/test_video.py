@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from tiny_videos import SIZE, numbers, write
 
+from xlcm.data import video
 from xlcm.data.dataset import ManifestDataset
 from xlcm.data.manifest import DataError, ManifestWriter
 from xlcm.data.video import FrameSampling, load_frames
@@ -55,6 +56,23 @@ def test_a_segment_gives_the_frames_that_are_shown_in_it_and_no_others(tmp_path)
     assert numbers(load_frames(path, two, segment=(1, 3))) == [15, 25]
     assert numbers(load_frames(path, two, segment=(3.32, 3.38))) == [33]  # on screen all the while
     assert numbers(load_frames(path, every, segment=(5, 6.5))) == list(range(50, 60))
+
+
+def test_the_times_of_frames_are_read_once_for_segments_in_a_row_and_anew_if_the_file_changed(
+    tmp_path, monkeypatch
+):
+    read = []
+    real = video._stamps
+    monkeypatch.setattr(video, "_stamps", lambda *given: read.append(given[1]) or real(*given))
+    path, other = write(tmp_path / "v.mp4", 20), write(tmp_path / "w.mp4", 20)
+    every = FrameSampling(how="fps", fps=10)
+    assert numbers(load_frames(path, every, segment=(0, 0.5))) == list(range(5))
+    assert numbers(load_frames(path, every, segment=(0.5, 1))) == list(range(5, 10))
+    load_frames(other, every)
+    assert read == [path, other]
+    write(other, 12)
+    assert numbers(load_frames(other, every)) == list(range(12))
+    assert read == [path, other, other]
 
 
 def test_a_segment_that_the_video_is_too_short_for_is_named(tmp_path):

@@ -81,7 +81,8 @@ def load_frames(
     """Return frames as upright RGB, in the order in which they are shown; count damaged ones.
 
     The file is read twice: once without decoding, to know when each frame is shown (whatever the
-    frame rate does), and then from the key frame before each one that is wanted.
+    frame rate does), and then from the key frame before each one that is wanted. Of segments of one
+    file in a row, only the first needs the first reading.
 
     Args:
         source: the file.
@@ -99,13 +100,14 @@ def load_frames(
     path = Path(source)
     name = name or str(source)
     try:
-        if path.stat().st_size == 0:
+        status = path.stat()
+        if status.st_size == 0:
             _fail(name, "empty (0 bytes)", kind="video_empty")
     except OSError as error:
         _fail(name, "no such file" if isinstance(error, FileNotFoundError) else str(error), error,
               kind="video_missing")  # fmt: skip
     try:
-        stamps, seconds = _stamps(av, path, name)
+        stamps, seconds = _remembered(av, path, (status.st_size, status.st_mtime_ns), name)
         shown = range(len(seconds)) if segment is None else _shown(seconds, segment, name)
         chosen = sampling.choose([seconds[i] for i in shown])
         wanted = [stamps[shown[i]] for i in chosen]
@@ -140,6 +142,23 @@ def _open(av: ModuleType, path: Path, name: str) -> tuple[Any, Any]:
         _fail(name, "no decoder is known for this video")
     stream.codec_context.thread_count = 1  # workers share the cores already
     return container, stream
+
+
+_last: tuple[Any, tuple[list[int], list[float]]] | None = None
+
+
+def _remembered(
+    av: ModuleType, path: Path, state: tuple[int, int], name: str
+) -> tuple[list[int], list[float]]:
+    """Return `_stamps`, of a file that is asked for again without reading it again.
+
+    A manifest's segments of one video follow each other, and may be a hundred.
+    """
+    global _last
+    known = _last  # threads may read several videos at once
+    if known is None or known[0] != (path, state):
+        known = _last = (path, state), _stamps(av, path, name)
+    return known[1]
 
 
 def _stamps(av: ModuleType, path: Path, name: str) -> tuple[list[int], list[float]]:
