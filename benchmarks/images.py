@@ -5,7 +5,9 @@ the usual size; drawn scenes where those are not here. *bare*: torchvision's dec
 nothing else: no manifest, no look at headers, no batch. *usual*: what CLIP's and timm's users run:
 Pillow decodes and resizes (bicubic), `CenterCrop`, `ToTensor`, `Normalize`, on the host. xlcm's
 batch is uint8, and is normalised where the model is. With two workers, time is that of both, from
-their start to their end; what takes the batches does nothing with them.
+their start to their end; what takes the batches does nothing with them. Memory that two processes
+see comes in fresh pages, which the kernel clears: *written to memory that another process sees* is
+the bare decoder with that and nothing else, so what a loader with workers can reach.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -43,6 +46,7 @@ from xlcm.types import Batch, TextBatch
 
 PEERS = ("torchvision", "pillow")
 BARE, OURS, PILLOW = "bare decode and resize", "xlcm", "xlcm, resizer: pillow"
+SHARED = "bare, written to memory that another process sees"
 USUAL = "usual: Pillow, floats normalised on the host"
 TARGETS = {
     "one process, 500 x 375, beside the bare decoder": "at least 90 %",
@@ -192,10 +196,20 @@ class Batches(Dataset):
         return self.collate(rows)
 
 
-def _decode_all(paths: Sequence[Path]) -> None:
+def _decode_all(paths: Sequence[Path], shared: bool) -> None:
+    """Decode each, and where they are to reach another process, write them to memory for it."""
     torch.set_num_threads(1)
-    for path in paths:
-        bare(path)
+    for start in range(0, len(paths), BATCH):
+        batch = paths[start : start + BATCH]
+        shape = (len(batch), 3, SIZE, SIZE)
+        if not shared:
+            for path in batch:
+                bare(path)
+            continue
+        memory = torch.UntypedStorage._new_shared(math.prod(shape))
+        out = torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)  # type: ignore[call-overload]
+        for row, path in enumerate(batch):
+            out[row] = bare(path)
 
 
 def two_workers(dataset: ManifestDataset, paths: Sequence[Path], rounds: int) -> dict[str, Any]:
@@ -205,8 +219,9 @@ def two_workers(dataset: ManifestDataset, paths: Sequence[Path], rounds: int) ->
     """
     fork = multiprocessing.get_context("fork")
 
-    def decoders() -> None:
-        workers = [fork.Process(target=_decode_all, args=(paths[i::2] * PASSES,)) for i in range(2)]
+    def decoders(shared: bool) -> None:
+        shares = [paths[i::2] * PASSES for i in range(2)]
+        workers = [fork.Process(target=_decode_all, args=(some, shared)) for some in shares]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -220,9 +235,10 @@ def two_workers(dataset: ManifestDataset, paths: Sequence[Path], rounds: int) ->
         for _ in DataLoader(Batches(collate), sampler=parts, batch_size=None, num_workers=2):
             pass
 
-    taken: dict[str, list[tuple[float, float]]] = {BARE: [], OURS: []}
+    ways = {BARE: lambda: decoders(False), SHARED: lambda: decoders(True), OURS: loader}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, way in ((BARE, decoders), (OURS, loader)):
+        for name, way in ways.items():
             cpu, wall = sum(os.times()[2:4]), time.perf_counter()
             way()
             spent = sum(os.times()[2:4]) - cpu, time.perf_counter() - wall
@@ -264,6 +280,12 @@ def reached(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
         two[BARE]["cpu_s"] / two[OURS]["cpu_s"],
     ]
     values = [(f"{100 * share:.0f} %", share >= 0.9) for share in shares]
+    if not values[1][1]:
+        floor = 100 * two[BARE]["cpu_s"] / two[SHARED]["cpu_s"]
+        values[1] = (
+            f"{values[1][0]}; written to shared memory, the bare decoder {floor:.0f} %",
+            False,
+        )
     return dict(zip(TARGETS, [*values, (f"{times:.2f} x", times >= 2)]))
 
 
