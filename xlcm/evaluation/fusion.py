@@ -43,7 +43,9 @@ def score_range(
         shared: every process holds the same embeddings and looks at its share of the tiles; all
             get the whole range.
     """
-    height, width = tile or tile_size(image.device)
+    # a CPU's allocator keeps a tile of `tile_size`, which the ranks that follow then make beside it
+    on_cpu = image.device.type == "cpu"
+    height, width = tile or ((512, 4096) if on_cpu else tile_size(image.device))
     image, text = image.float(), text.float()
     cut = [(rows, columns) for rows in image.split(height) for columns in text.split(width)]
     least, most = float("inf"), float("-inf")
