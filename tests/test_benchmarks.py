@@ -185,13 +185,25 @@ def test_the_benchmark_of_a_gpu_runs_in_small_without_one(monkeypatch: pytest.Mo
     assert set(gpu.reached(found)) < set(gpu.TARGETS)
 
 
-def test_the_step_of_open_clip_runs_on_a_cpu() -> None:
+def test_the_step_of_open_clip_trains_on_a_cpu_whole_and_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("open_clip", exc_type=ImportError)
     forget_processes()
+    made: list[torch.optim.Optimizer] = []
+    real = torch.optim.AdamW
+    monkeypatch.setattr(
+        torch.optim,
+        "AdamW",
+        lambda *given, **options: made.append(real(*given, **options)) or made[0],
+    )
     device = torch.device("cpu")
     step = gpu.theirs("small", device, Accelerator(cpu=True), compiled=False)
+    trained = [one for group in made[0].param_groups for one in group["params"]]
     for micro_batch in (4, 2):
+        before = [one.detach().clone() for one in trained]
         step(*gpu.rows_of("small", 4, device), micro_batch)
+        assert sum(not torch.equal(a, b) for a, b in zip(before, trained)) > len(trained) / 2
     forget_processes()
 
 
