@@ -31,7 +31,7 @@ from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import inference
 from xlcm.models.engines import GRAPHS, open_graph, require
 from xlcm.models.exported import FACTS, FORMAT
-from xlcm.models.fill_store import weights_digest
+from xlcm.models.weights import weights_digest
 from xlcm.types import TextBatch, Visual
 
 Engine: TypeAlias = Literal["onnx", "onnx-int8", "openvino"]

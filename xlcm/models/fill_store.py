@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,11 +26,12 @@ from xlcm.data.manifest import DataError, lines, parse_item, read_manifest
 from xlcm.data.progress import Progress
 from xlcm.data.video import Frames
 from xlcm.distributed import gather
-from xlcm.encoders.base import ImageEncoder, Tower
+from xlcm.encoders.base import ImageEncoder
 from xlcm.models.dual_encoder import DualEncoder
-from xlcm.models.exported import ExportedImage, ExportedModel, ExportedText, open_saved
+from xlcm.models.exported import ExportedModel, open_saved
 from xlcm.models.fill_faults import skip, stop_beyond
 from xlcm.models.precision import lowered
+from xlcm.models.weights import weights_digest
 from xlcm.registry import datasets, image_encoders
 from xlcm.types import Encoded, Item, Visual
 
@@ -68,17 +68,6 @@ def open_model(config: EncodeConfig) -> DualEncoder | ExportedModel:
     if isinstance(model := open_saved(config.model), ExportedModel):
         model.refuse(precision=config.precision, compile=config.compile, kind=config.kind)
     return model
-
-
-def weights_digest(encoder: Tower) -> str:
-    """Return `sha256:...` of a tower's weights."""
-    if isinstance(encoder, ExportedImage | ExportedText):
-        return encoder.weights_digest
-    digest = hashlib.sha256()
-    for name, value in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def open_datasets(config: EncodeConfig) -> list[Dataset]:

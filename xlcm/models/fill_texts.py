@@ -20,9 +20,10 @@ from xlcm.data.manifest import DataError
 from xlcm.data.progress import Progress
 from xlcm.encoders.base import TextEncoder, masked
 from xlcm.models.fill_faults import skip, stop_beyond
-from xlcm.models.fill_store import open_model, weights_digest
+from xlcm.models.fill_store import open_model
 from xlcm.models.lengths import batches_for, tokenised
 from xlcm.models.precision import lowered
+from xlcm.models.weights import weights_digest
 from xlcm.registry import text_encoders
 from xlcm.types import Caption, Encoded
 

@@ -20,9 +20,11 @@ from xlcm.data.manifest import DataError
 from xlcm.data.views import Views
 from xlcm.data.visuals import visuals_of
 from xlcm.distributed import gather, rank, world
+from xlcm.files import readable_like
 from xlcm.models.dual_encoder import DualEncoder
 from xlcm.models.encoding import inference
 from xlcm.models.lengths import embed_texts
+from xlcm.models.weights import weights_digest
 from xlcm.types import Batch
 
 log = logging.getLogger(__name__)
@@ -167,12 +169,8 @@ class Teacher:
 
     def _identity(self, about: list[list[str] | None]) -> str:
         made_by = [FORMAT, self.model.config, repr(self.model.image.transform)]
-        digest = hashlib.sha256(json.dumps(made_by).encode())
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        digest.update(json.dumps(about).encode())
-        return digest.hexdigest()
+        whole = [made_by, weights_digest(self.model), about]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def _texts(self, texts: list[str], langs: list[str]) -> Tensor:
         share = -(-len(texts) // world())
@@ -265,6 +263,7 @@ def _keep(file: Path, embeddings: dict[str, Tensor], identity: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         copies = {name: rows.contiguous() for name, rows in embeddings.items()}
         save_file(copies, aside, {"identity": identity})
+        readable_like(aside, file.parent)
         os.replace(aside, file)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
